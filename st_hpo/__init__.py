@@ -1,0 +1,57 @@
+"""st_hpo: hyperparameter search for the trainers of sentence-transformers that people can trust."""
+
+from __future__ import annotations
+
+from st_hpo._version import __version__
+from st_hpo.errors import (
+    BackendNotInstalledError,
+    ConfigurationError,
+    DirectionError,
+    FactoryError,
+    HPOError,
+    HyperparameterValueError,
+    MetricNotFoundError,
+    NoFinishedTrialError,
+    NotSupportedError,
+    ObjectiveError,
+    SearchSpaceError,
+    UnknownHyperparameterError,
+)
+from st_hpo.results import Baseline, SearchResult, TrialRecord
+from st_hpo.space import Categorical, Float, Int, SearchSpace, default_search_space
+from st_hpo.trainer import (
+    CrossEncoderHPOTrainer,
+    HPOTrainerMixin,
+    MultiVectorEncoderHPOTrainer,
+    SentenceTransformerHPOTrainer,
+    SparseEncoderHPOTrainer,
+)
+
+__all__ = [
+    "BackendNotInstalledError",
+    "Baseline",
+    "Categorical",
+    "ConfigurationError",
+    "CrossEncoderHPOTrainer",
+    "DirectionError",
+    "FactoryError",
+    "Float",
+    "HPOError",
+    "HPOTrainerMixin",
+    "HyperparameterValueError",
+    "Int",
+    "MetricNotFoundError",
+    "MultiVectorEncoderHPOTrainer",
+    "NoFinishedTrialError",
+    "NotSupportedError",
+    "ObjectiveError",
+    "SearchResult",
+    "SearchSpace",
+    "SearchSpaceError",
+    "SentenceTransformerHPOTrainer",
+    "SparseEncoderHPOTrainer",
+    "TrialRecord",
+    "UnknownHyperparameterError",
+    "__version__",
+    "default_search_space",
+]

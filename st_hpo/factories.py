@@ -1,0 +1,175 @@
+"""Calling ``model_init`` and ``loss_init``: who gets which hyperparameter by keyword, and who gets the trial."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from st_hpo.errors import ConfigurationError, FactoryError
+
+MODEL_PREFIX, LOSS_PREFIX = "model.", "loss."
+
+
+class TrialView(Mapping[str, Any]):
+    """What ``model_init(trial)`` and ``loss_init(model, trial)`` receive: the trial, and what was read from it.
+
+    Reads like the dict of values that other backends hand on (``trial["a"]``), and like Optuna's trial
+    (``trial.suggest_int(...)``, ``trial.params["a"]``, ``trial.number``). Without a backend's trial, after
+    ``apply_best_run``, every ``suggest_*`` gives the value recorded under its name.
+
+    Args:
+        values: The hyperparameters of the trial.
+        native: The backend's own trial, or None.
+    """
+
+    def __init__(self, values: Mapping[str, Any], native: Any = None) -> None:
+        self._values = dict(values)
+        self._native = native
+        self.names_read: set[str] = set()
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # isinstance(trial, optuna.Trial) holds, as it does upstream
+        return TrialView if self._native is None else type(self._native)
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The hyperparameters, suggestions made so far included."""
+        return self
+
+    def __getitem__(self, name: str) -> Any:
+        values = self._all()
+        if name in values:
+            self.names_read.add(name)
+        return values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def _all(self) -> dict[str, Any]:
+        return {**(getattr(self._native, "params", None) or {}), **self._values}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_native" not in self.__dict__:
+            raise AttributeError(name)
+        if name.startswith("suggest_"):
+            return functools.partial(self._suggest, name)
+        if self._native is not None:
+            return getattr(self._native, name)
+        raise AttributeError(f"There is no running trial, so it has no attribute {name!r}.")
+
+    def _suggest(self, method: str, name: str, *args: Any, **kwargs: Any) -> Any:
+        self.names_read.add(name)
+        if self._native is not None:
+            return getattr(self._native, method)(name, *args, **kwargs)
+        if name not in self._values:
+            raise ConfigurationError(
+                f"`model_init` or `loss_init` suggests {name!r}, but the applied run has no such hyperparameter: it "
+                f"has {sorted(self._values)}."
+            )
+        return self._values[name]
+
+
+class Factory:
+    """A function of the user's that makes a model or a loss, and what its parameters say.
+
+    Args:
+        function: ``model_init``, ``loss_init``, or a loss class.
+        role: ``"model_init"`` or ``"loss_init"``, for messages.
+    """
+
+    def __init__(self, function: Callable[..., Any], role: str) -> None:
+        if not callable(function):
+            raise FactoryError(f"`{role}` must be a function, but got {function!r}.")
+        self.function = function
+        self.role = role
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):  # some built-in callables have no signature
+            parameters = []
+        self.accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        if role == "loss_init":
+            named = named[1:]  # the model
+        self._named = named
+        self.keywords = [p.name for p in named if p.kind is not p.POSITIONAL_ONLY]
+
+    def accepts(self, name: str) -> bool:
+        """Whether a hyperparameter of this name can be passed by keyword."""
+        return self.accepts_any or name in self.keywords
+
+    def trial_parameter(self, given: Mapping[str, Any]) -> str | None:
+        """Returns the parameter that gets the trial: one that no hyperparameter names.
+
+        It is the one without a default, as in transformers, or one that is called ``trial``. Another parameter with a
+        default keeps its default.
+
+        Raises:
+            FactoryError: There are several parameters without a default.
+        """
+        free = [p for p in self._named if p.name not in given]
+        required = [p.name for p in free if p.default is p.empty]
+        if len(required) > 1:
+            prefix = MODEL_PREFIX if self.role == "model_init" else LOSS_PREFIX
+            what = "at most the trial" if self.role == "model_init" else "the model and at most the trial"
+            raise FactoryError(
+                f"`{self.role}` takes too much: {', '.join(map(repr, required))} have no default and no "
+                f"hyperparameter gives them a value. It gets {what}; give the others defaults, and search them as "
+                f"{', '.join(repr(prefix + name) for name in required)} if they are hyperparameters."
+            )
+        if required:
+            return required[0]
+        return next((p.name for p in free if p.name == "trial"), None)
+
+    def __call__(self, *first: Any, keywords: Mapping[str, Any], trial: TrialView | None) -> Any:
+        """Calls the function.
+
+        Args:
+            first: Nothing for ``model_init``, the model for ``loss_init``.
+            keywords: The hyperparameters that go by keyword, those it does not accept are left out.
+            trial: What the trial parameter gets; None outside of a trial.
+        """
+        given = {name: value for name, value in keywords.items() if self.accepts(name)}
+        name = self.trial_parameter(given)
+        positional = list(first)
+        if name is not None:
+            kind = next(p.kind for p in self._named if p.name == name)
+            if kind is inspect.Parameter.POSITIONAL_ONLY:
+                positional.append(trial)
+            else:
+                given[name] = trial
+        return self.function(*positional, **given)
+
+
+def make_model(factory: Factory, keywords: Mapping[str, Any], trial: TrialView | None, model_class: type) -> Any:
+    """Calls ``model_init``.
+
+    Raises:
+        FactoryError: It returned None or something that is no model of the trainer's kind.
+    """
+    model = factory(keywords=keywords, trial=trial)
+    if not isinstance(model, model_class):
+        what = "None: did it forget its `return`?" if model is None else f"{model!r} of type {type(model).__name__}."
+        raise FactoryError(f"`model_init` must return a {model_class.__name__}, but returned {what}")
+    return model
+
+
+def make_loss(
+    factories: Factory | Mapping[str, Factory], model: Any, keywords: Mapping[str, Any], trial: TrialView | None
+) -> Any:
+    """Calls ``loss_init``, or each of several by dataset name.
+
+    Raises:
+        FactoryError: One of them returned something that is no loss.
+    """
+    if isinstance(factories, Mapping):
+        return {name: make_loss(factory, model, keywords, trial) for name, factory in factories.items()}
+    loss = factories(model, keywords=keywords, trial=trial)
+    if not callable(getattr(loss, "named_parameters", None)) or isinstance(loss, type):
+        what = "None: did it forget its `return`?" if loss is None else f"{loss!r} of type {type(loss).__name__}."
+        raise FactoryError(f"`loss_init` must return a loss (a torch.nn.Module), but returned {what}")
+    return loss

@@ -1,0 +1,287 @@
+"""What a search leaves: a record a trial, the baseline, the best; as a table, and as JSON without loss. Pure Python."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from st_hpo.errors import ConfigurationError
+
+FORMAT_VERSION = 1
+COMPLETED, PRUNED, FAILED, RUNNING, WAITING = STATES = ("completed", "pruned", "failed", "running", "waiting")
+_FLOAT_TAG = "$float"
+
+
+@dataclass
+class TrialRecord:
+    """One trial.
+
+    Attributes:
+        number: The trial's number, from 0, in the order in which the trials were proposed.
+        state: ``"completed"``, ``"pruned"``, ``"failed"``; in a shared study also ``"running"`` or ``"waiting"``.
+        objective: The objective (a list of them for several), None unless completed.
+        hyperparameters: Every value that the trial set, and what was suggested on the way to them.
+        metrics: All metrics of the evaluation that gave the objective; of the last one for a pruned trial.
+        seconds: How long the trial took, from its proposal to its release.
+        phases: The seconds of each phase: ``propose``, ``arguments``, ``model``, ``loss``, ``trainer``, ``train``
+            (evaluations during training included), ``evaluate`` and ``release``.
+        error: The type and message of the exception that ended a failed trial; the step at which a trial was pruned.
+    """
+
+    number: int
+    state: str = RUNNING
+    objective: float | list[float] | None = None
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def values(self) -> list[float]:
+        """The objectives as a list; empty unless the trial is completed."""
+        if self.objective is None:
+            return []
+        return list(self.objective) if isinstance(self.objective, list) else [self.objective]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the record as plain values that JSON can hold (see :func:`to_jsonable`)."""
+        return {key: to_jsonable(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrialRecord:
+        """Returns the record that :meth:`to_dict` was made from."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{key: from_jsonable(value) for key, value in data.items() if key in known})
+
+
+@dataclass
+class Baseline:
+    """The untrained model, evaluated once before the first trial.
+
+    Attributes:
+        objective: What the search would call the untrained model's objective.
+        metrics: All metrics of that evaluation.
+        seconds: How long building and evaluating it took.
+    """
+
+    objective: float | list[float]
+    metrics: dict[str, Any]
+    seconds: float
+
+
+@dataclass
+class SearchResult:
+    """Everything that a search found, also where it ended early.
+
+    Attributes:
+        trials: One record a trial, in the order of their numbers.
+        objective_names: The metric keys that were optimized.
+        directions: ``"minimize"`` or ``"maximize"``, one for each objective.
+        backend: The backend's name.
+        baseline: The untrained model's evaluation, None where it was switched off.
+        interrupted: Whether the search was ended by Ctrl-C.
+        st_hpo_version: The version that ran the search.
+        native: The backend's own object (Optuna's study); not saved.
+    """
+
+    trials: list[TrialRecord]
+    objective_names: list[str]
+    directions: list[str]
+    backend: str = "optuna"
+    baseline: Baseline | None = None
+    interrupted: bool = False
+    st_hpo_version: str = ""
+    native: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def completed(self) -> list[TrialRecord]:
+        """The trials that gave an objective."""
+        return [trial for trial in self.trials if trial.state == COMPLETED and trial.values]
+
+    @property
+    def best_trials(self) -> list[TrialRecord]:
+        """The best trial; for several objectives the Pareto front: those that no other trial beats in all of them.
+
+        Among equals the first trial comes first. Empty when no trial was completed.
+        """
+        completed = self.completed
+        if len(self.directions) == 1:
+            return [min(completed, key=lambda trial: (self._losses(trial), trial.number))] if completed else []
+        return [trial for trial in completed if not any(self._dominates(other, trial) for other in completed)]
+
+    def _losses(self, trial: TrialRecord) -> list[float]:
+        """The objectives turned so that less is better."""
+        return [
+            -value if direction == "maximize" else value
+            for value, direction in zip(trial.values, self.directions, strict=True)
+        ]
+
+    def _dominates(self, a: TrialRecord, b: TrialRecord) -> bool:
+        a_losses, b_losses = self._losses(a), self._losses(b)
+        return all(x <= y for x, y in zip(a_losses, b_losses, strict=True)) and a_losses != b_losses
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Returns a flat row a trial, every row with the same columns.
+
+        The columns are number, state, the objective (several: one for each name), ``hyperparameters.<name>``,
+        ``metrics.<name>``, seconds and error.
+        """
+        hyperparameters = _union(trial.hyperparameters for trial in self.trials)
+        metrics = _union(trial.metrics for trial in self.trials)
+        rows = []
+        for trial in self.trials:
+            row: dict[str, Any] = {"number": trial.number, "state": trial.state}
+            if len(self.directions) == 1:
+                row["objective"] = trial.objective
+            else:
+                values: Sequence[float | None] = trial.values or [None] * len(self.objective_names)
+                row.update({f"objective.{name}": v for name, v in zip(self.objective_names, values, strict=True)})
+            row.update({f"hyperparameters.{name}": trial.hyperparameters.get(name) for name in hyperparameters})
+            row.update({f"metrics.{name}": trial.metrics.get(name) for name in metrics})
+            row.update(seconds=trial.seconds, error=trial.error)
+            rows.append(row)
+        return rows
+
+    def to_pandas(self) -> Any:
+        """Returns the trials as a :class:`pandas.DataFrame` with the columns of :meth:`to_rows`.
+
+        Raises:
+            ImportError: pandas is not installed (``pip install pandas``).
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.to_rows())
+
+    def to_dataset(self) -> Any:
+        """Returns the trials as a :class:`datasets.Dataset` with the columns of :meth:`to_rows`.
+
+        A hyperparameter with values of several types (numbers and strings, dicts) becomes a column of JSON strings:
+        a dataset's column has one type.
+        """
+        from datasets import Dataset
+
+        columns: dict[str, list[Any]] = {}
+        for row in self.to_rows():
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value)
+        return Dataset.from_dict({name: _one_type(values) for name, values in columns.items()})
+
+    def to_json(self) -> str:
+        """Returns the result as JSON, without loss; ``native`` is left out."""
+        data = {
+            "format_version": FORMAT_VERSION,
+            "st_hpo_version": self.st_hpo_version,
+            "backend": self.backend,
+            "objective_names": self.objective_names,
+            "directions": self.directions,
+            "interrupted": self.interrupted,
+            "baseline": to_jsonable(asdict(self.baseline)) if self.baseline else None,
+            "trials": [trial.to_dict() for trial in self.trials],
+        }
+        return json.dumps(data, indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> SearchResult:
+        """Returns the result that :meth:`to_json` was made from.
+
+        Raises:
+            ConfigurationError: The text is no search result, or of a later format.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as exc:
+            raise ConfigurationError(f"This is no saved SearchResult: it is no JSON ({exc}).") from exc
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if version != FORMAT_VERSION:
+            raise ConfigurationError(
+                f"This is no SearchResult that this version of st_hpo reads: its format_version is {version!r}, "
+                f"expected {FORMAT_VERSION}. A later one needs `pip install -U st-hpo`."
+            )
+        baseline = data["baseline"]
+        return cls(
+            trials=[TrialRecord.from_dict(trial) for trial in data["trials"]],
+            objective_names=data["objective_names"],
+            directions=data["directions"],
+            backend=data["backend"],
+            baseline=Baseline(**from_jsonable(baseline)) if baseline else None,
+            interrupted=data["interrupted"],
+            st_hpo_version=data["st_hpo_version"],
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the result as a JSON file; an existing file is replaced in one step, never left half written."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            unfinished.write_text(self.to_json(), encoding="utf-8")
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SearchResult:
+        """Reads a result that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ConfigurationError: The file is no search result.
+        """
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+    def __str__(self) -> str:
+        counts = {state: sum(trial.state == state for trial in self.trials) for state in STATES}
+        states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        lines = [f"{len(self.trials)} trials ({states or 'none'}) of {', '.join(self.objective_names)}"]
+        if self.baseline is not None:
+            lines.append(f"untrained: {self.baseline.objective}")
+        lines += [f"best: {best.objective} (trial {best.number}) {best.hyperparameters}" for best in self.best_trials]
+        return "\n".join(lines)
+
+
+def _union(dicts: Any) -> list[str]:
+    return list(dict.fromkeys(name for item in dicts for name in item))
+
+
+def _one_type(values: list[Any]) -> list[Any]:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} and kinds:
+        fits = all(abs(v) <= 2**53 for v in values if type(v) is int)
+        if kinds == {int} or fits:
+            return [float(v) if float in kinds and v is not None else v for v in values]
+    elif len(kinds) <= 1 and not kinds & {dict, list}:
+        return values
+    return [None if value is None else json.dumps(to_jsonable(value), sort_keys=True) for value in values]
+
+
+def to_jsonable(value: Any) -> Any:
+    """Returns ``value`` with NaN and the infinities, which JSON does not have, as ``{"$float": "nan"}``."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT_TAG: repr(value)}
+    if isinstance(value, dict):
+        # A dict that looks like the tag itself is wrapped, so that it comes back as a dict
+        inner = {key: to_jsonable(item) for key, item in value.items()}
+        return {_FLOAT_TAG: inner} if _FLOAT_TAG in value else inner
+    if isinstance(value, list | tuple):
+        return [to_jsonable(item) for item in value]
+    return value
+
+
+def from_jsonable(value: Any) -> Any:
+    """Returns the value that :func:`to_jsonable` was given."""
+    if isinstance(value, dict):
+        if set(value) == {_FLOAT_TAG}:
+            tagged = value[_FLOAT_TAG]
+            if isinstance(tagged, str):
+                return float(tagged)
+            return {key: from_jsonable(item) for key, item in tagged.items()}
+        return {key: from_jsonable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_jsonable(item) for item in value]
+    return value

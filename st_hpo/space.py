@@ -1,0 +1,186 @@
+"""Search spaces that know nothing of any backend: ``SearchSpace`` of ``Float``, ``Int`` and ``Categorical``.
+
+Pure Python: no torch, no transformers. Each backend turns a space into its own format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from st_hpo.conversion import plain
+from st_hpo.errors import SearchSpaceError
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SearchSpaceError(f"{what} must be a finite number, but got {value!r}.")
+    return value
+
+
+def _check_range(kind: str, low: float, high: float, step: float | None, log: bool) -> None:
+    if low > high:
+        raise SearchSpaceError(f"{kind}: `low` must be at most `high`, but got low={low!r}, high={high!r}.")
+    if log and low <= 0:
+        raise SearchSpaceError(f"{kind}: `log=True` needs a `low` above 0, but got low={low!r}.")
+    if step is not None and step <= 0:
+        raise SearchSpaceError(f"{kind}: `step` must be above 0, but got step={step!r}.")
+
+
+@dataclass(frozen=True)
+class Float:
+    """A float between two bounds, both included.
+
+    Args:
+        low: The lower bound.
+        high: The upper bound.
+        log: Draw on a logarithmic scale; needs ``low > 0``.
+        step: Draw only ``low``, ``low + step``, ...; not together with ``log``.
+
+    Raises:
+        SearchSpaceError: A bound is no finite number, or the arguments contradict each other.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        for bound in ("low", "high"):
+            object.__setattr__(self, bound, float(_number(getattr(self, bound), f"Float: `{bound}`")))
+        if self.step is not None:
+            object.__setattr__(self, "step", float(_number(self.step, "Float: `step`")))
+            if self.log:
+                raise SearchSpaceError("Float: `log=True` and `step` exclude each other.")
+        _check_range("Float", self.low, self.high, self.step, self.log)
+
+
+@dataclass(frozen=True)
+class Int:
+    """An integer between two bounds, both included.
+
+    Args:
+        low: The lower bound.
+        high: The upper bound.
+        log: Draw on a logarithmic scale; needs ``low > 0``.
+        step: Draw only ``low``, ``low + step``, ...; not together with ``log``, unless it is 1.
+
+    Raises:
+        SearchSpaceError: A bound is no integer, or the arguments contradict each other.
+    """
+
+    low: int
+    high: int
+    log: bool = False
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "step"):
+            value = _number(getattr(self, name), f"Int: `{name}`")
+            if value != int(value):
+                raise SearchSpaceError(f"Int: `{name}` must be an integer, but got {value!r}.")
+            object.__setattr__(self, name, int(value))
+        if self.log and self.step != 1:
+            raise SearchSpaceError("Int: `log=True` and `step` exclude each other.")
+        _check_range("Int", self.low, self.high, self.step, self.log)
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One of several choices, without an order.
+
+    Args:
+        choices: None, bools, numbers, strings, or lists and dicts of these (prompts, a learning-rate mapping);
+            enum members stand for their value.
+
+    Raises:
+        SearchSpaceError: There is no choice, or the same one twice.
+        HyperparameterValueError: A choice is an object that cannot be recorded.
+    """
+
+    choices: tuple[Any, ...]
+
+    def __init__(self, choices: Sequence[Any]) -> None:
+        if isinstance(choices, str) or not isinstance(choices, Sequence):
+            raise SearchSpaceError(f"Categorical: `choices` must be a list, but got {choices!r}.")
+        values = [plain("choices", choice) for choice in choices]
+        if not values:
+            raise SearchSpaceError("Categorical: `choices` must have at least one choice, but got [].")
+        # 1, 1.0 and True are equal for Python, yet different choices
+        seen = [(type(value), value) for value in values]
+        if twice := [value for index, (_, value) in enumerate(seen) if seen[index] in seen[:index]]:
+            raise SearchSpaceError(f"Categorical: the choice {twice[0]!r} is given twice.")
+        object.__setattr__(self, "choices", tuple(values))
+
+
+Dimension = Float | Int | Categorical
+
+
+class SearchSpace(Mapping[str, Dimension]):
+    """A search space for any backend: names and what each may be.
+
+    A plain name is a training argument; ``loss.<name>`` and ``model.<name>`` go by keyword to ``loss_init`` and
+    ``model_init``.
+
+    Args:
+        dimensions: ``{name: Float(...) | Int(...) | Categorical(...)}``.
+
+    Raises:
+        SearchSpaceError: The space is empty, a name is no string, or a value is no dimension.
+
+    Example::
+
+        SearchSpace({
+            "learning_rate": Float(1e-6, 1e-4, log=True),
+            "per_device_train_batch_size": Categorical([16, 32, 64]),
+            "loss.scale": Float(5.0, 50.0),
+        })
+    """
+
+    def __init__(self, dimensions: Mapping[str, Dimension]) -> None:
+        if not isinstance(dimensions, Mapping):
+            raise SearchSpaceError(f"A SearchSpace is made from a dict, but got {dimensions!r}.")
+        if not dimensions:
+            raise SearchSpaceError("The search space is empty: give at least one hyperparameter.")
+        for name, dimension in dimensions.items():
+            if not isinstance(name, str) or not name or not all(part for part in name.split(".")):
+                raise SearchSpaceError(f"A hyperparameter's name must be a string such as 'loss.scale', got {name!r}.")
+            if not isinstance(dimension, Float | Int | Categorical):
+                raise SearchSpaceError(
+                    f"Hyperparameter {name!r} must be Float(...), Int(...) or Categorical([...]), but got "
+                    f"{dimension!r}. For one fixed value, set it in the training arguments, or use "
+                    f"Categorical([value])."
+                )
+        self._dimensions = dict(dimensions)
+
+    def __getitem__(self, name: str) -> Dimension:
+        return self._dimensions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dimensions)
+
+    def __len__(self) -> int:
+        return len(self._dimensions)
+
+    def __repr__(self) -> str:
+        lines = "".join(f"    {name!r}: {dimension!r},\n" for name, dimension in self._dimensions.items())
+        return f"SearchSpace({{\n{lines}}})"
+
+
+def default_search_space() -> SearchSpace:
+    """Returns the space that is searched when none is given: the one of the sentence-transformers guide.
+
+    Source: "Hyperparameter Optimization" in the sentence-transformers documentation (``hpo_nli.py``), with the batch
+    size on a logarithmic scale. It has no ``seed``: searching a seed finds luck, not a better configuration.
+    """
+    return SearchSpace(
+        {
+            "learning_rate": Float(1e-6, 1e-4, log=True),
+            "per_device_train_batch_size": Int(32, 128, log=True),
+            "num_train_epochs": Int(1, 2),
+            "warmup_steps": Float(0.0, 0.3),
+        }
+    )
