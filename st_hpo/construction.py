@@ -64,7 +64,7 @@ class RebuildableTrainer:
     _only_model: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Keeps the constructor call, a subclass's own arguments included: a trial makes its trainer by repeating it."""
+        """Keeps the constructor call, subclasses' own arguments included: a trial repeats it."""
         trainer = super().__new__(cls)
         if kwargs.get("model_init") is not None:
             kwargs = {name: value for name, value in kwargs.items() if name != "model"}

@@ -1,7 +1,7 @@
 """What a trainer is made of, apart from the trainer that is made of it.
 
 A trial does not reset the user's trainer: it builds a new one, of the same class, from the same parts, with a new
-model and a new loss. What "by hand" means is then what the code does, and nothing can leak from one trial into the next.
+model and a new loss. What "by hand" means is then what the code does, and nothing can leak from trial to trial.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class TrainerRecipe:
         owner: The user's trainer.
     """
 
-    trainer_class: type[Any]
+    trainer_class: Any
     call: tuple[tuple[Any, ...], dict[str, Any]]
     parts: dict[str, Any]
     callbacks: CallbackPlan

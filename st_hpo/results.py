@@ -1,4 +1,4 @@
-"""What a search leaves: a record a trial, the baseline, the best; as a table, and as JSON without loss. Pure Python."""
+"""What a search leaves: records, baseline, best; as a table, and as JSON without loss. Pure Python."""
 
 from __future__ import annotations
 

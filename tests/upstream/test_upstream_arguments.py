@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import pytest
 import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
 from defect_setup import (
     KEY,
     Recorder,
@@ -19,8 +22,6 @@ from defect_setup import (
     upstream_search,
     upstream_trainer,
 )
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 WARMUP_STEPS = [0.22, 0.05, 0.3]
 WARMUP_RATIOS = [0.5, 0.75, 0.9]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import optuna
 import pytest
+from sentence_transformers import SentenceTransformer
+
 from defect_setup import (
     KEY,
     arguments,
@@ -19,36 +20,16 @@ from defect_setup import (
     upstream_search,
     upstream_trainer,
 )
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
-
 from embedded import model_path
+from small_model import build_small_model
 
 
 @pytest.fixture(scope="module")
 def small_model_path(tmp_path_factory) -> str:
     """Another base model: a random BERT of one layer, whose few hundred token ids are words of the data."""
-    words = {
-        word.strip(".,'\"").lower()
-        for pairs in (train_pairs(), dev_pairs())
-        for column in ("sentence1", "sentence2")
-        for sentence in pairs[column]
-        for word in sentence.split()
-    }
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words - {""})]
-    folder: Path = tmp_path_factory.mktemp("small")
-    BertTokenizerFast(vocab={token: number for number, token in enumerate(tokens)}).save_pretrained(folder / "bert")
-    set_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokens), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
-    )
-    BertModel(config).save_pretrained(folder / "bert")
-    transformer = Transformer(str(folder / "bert"))
-    pooling = Pooling(transformer.get_embedding_dimension())
-    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder / "model"))
-    return str(folder / "model")
+    columns = [pairs[name] for pairs in (train_pairs(), dev_pairs()) for name in ("sentence1", "sentence2")]
+    texts = [text for column in columns for text in column]
+    return build_small_model(tmp_path_factory.mktemp("small"), texts)
 
 
 def searching(first: str, searched: str) -> Callable[[optuna.Trial | None], SentenceTransformer]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
 from defect_setup import (
     MAX_STEPS,
     arguments,
@@ -14,8 +17,6 @@ from defect_setup import (
     upstream_search,
     upstream_trainer,
 )
-from sentence_transformers import SentenceTransformer
-from torch import nn
 
 SAME_THREE_TIMES = in_turn(learning_rate=[1e-3] * 3)
 PEARSON = "eval_sts-dev_pearson_cosine"  # finer than a rank correlation: a slightly other loss shows in it

@@ -6,9 +6,10 @@ import gc
 import weakref
 from typing import Any
 
-from defect_setup import MAX_STEPS, fresh_model, in_turn, our_search, our_trainer, upstream_search, upstream_trainer
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
+
+from defect_setup import MAX_STEPS, fresh_model, in_turn, our_search, our_trainer, upstream_search, upstream_trainer
 
 SAME_THREE_TIMES = in_turn(learning_rate=[1e-3] * 3)
 

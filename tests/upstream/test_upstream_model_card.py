@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sentence_transformers.base.model_card import BaseModelCardData
+
 from defect_setup import (
     arguments,
     by_hand,
@@ -12,7 +14,6 @@ from defect_setup import (
     upstream_search,
     upstream_trainer,
 )
-from sentence_transformers.base.model_card import BaseModelCardData
 
 ONE_TRIAL = in_turn(learning_rate=[1e-3])
 

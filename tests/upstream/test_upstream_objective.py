@@ -6,6 +6,8 @@ import inspect
 
 import pytest
 from datasets import Dataset
+from sentence_transformers import SentenceTransformerTrainingArguments
+
 from defect_setup import (
     KEY,
     Recorder,
@@ -18,7 +20,6 @@ from defect_setup import (
     upstream_search,
     upstream_trainer,
 )
-from sentence_transformers import SentenceTransformerTrainingArguments
 
 MISSPELT = "eval_sts-dev_spearman_cosin"
 LEARNING_RATES = [1e-4, 1e-3]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
+from transformers import set_seed
+
 from defect_setup import (
     KEY,
     Recorder,
@@ -14,9 +18,6 @@ from defect_setup import (
     upstream_search,
     upstream_trainer,
 )
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense
-from transformers import set_seed
 
 SEEDS = [101, 202, 303]
 
