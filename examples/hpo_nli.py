@@ -104,9 +104,7 @@ def main() -> None:
         result = best.run_summary
 
         print(f"\nUntrained model: {result.baseline.objective:.4f}\n")
-        print(
-            f"{'trial':>5} {'Spearman':>9} {'learning rate':>14} {'batch':>6} {'warmup':>7} {'scale':>6} {'seconds':>8}"
-        )
+        print("trial  Spearman  learning rate  batch  warmup  scale  seconds")
         for trial in result.trials:
             values = trial.hyperparameters
             print(

@@ -139,7 +139,13 @@ def _convert(value: Any, declared: Any) -> Any:
 
 
 def _convert_to_union(value: Any, members: tuple[Any, ...]) -> Any:
-    """An exact type wins over a conversion, and the members are tried in their declared order."""
+    """An exact type wins over a conversion, and the members are tried in their declared order.
+
+    ``SchedulerType | str`` in training arguments means a string that spells a member of the enum, and no other string.
+    """
+    enums = tuple(member for member in members if isinstance(member, type) and issubclass(member, Enum))
+    if enums and isinstance(value, str):
+        members = enums
     for member in members:
         target = get_origin(member) or member
         if (isinstance(target, type) and type(value) is target) or (value is None and member is type(None)):

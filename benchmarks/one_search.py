@@ -1,0 +1,314 @@
+"""One search in a process of its own, measured from outside: what ``same_search.py`` starts, in turns.
+
+Nothing of torch is imported before a function here runs, so that the parent, which imports this module too, stays
+small: Linux hands a parent's peak memory down to the processes that it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))  # for `embedded`
+
+UPSTREAM, OURS, OURS_WITHOUT_BASELINE = LIBRARIES = ("upstream", "st_hpo", "st_hpo-no-baseline")
+USER_PHASES = ("model", "loss", "train", "evaluate")
+MIB = 2**20
+
+
+class Stopwatch:
+    """Adds up the seconds spent in functions; a timed call inside of another one belongs to the outer one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._running = False
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the function, with its time added to ``seconds[name]``."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._running:
+                return function(*args, **kwargs)
+            self._running, started = True, time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+                self._running = False
+
+        return call
+
+
+class AliveModels:
+    """Counts the models alive when one has just been built, and when a training begins."""
+
+    def __init__(self) -> None:
+        self.models: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.at_build: list[int] = []
+        self.at_train_begin: list[int] = []
+
+    def count(self) -> int:
+        """Returns how many of the models are still alive."""
+        gc.collect()
+        return len(self.models)
+
+    def counting(self, model_init: Callable[[], Any]) -> Callable[[], Any]:
+        """Returns a ``model_init`` that counts."""
+
+        def call() -> Any:
+            model = model_init()
+            self.models.add(model)
+            self.at_build.append(self.count())
+            return model
+
+        return call
+
+    def callback(self) -> Any:
+        """Returns a callback that counts; a copy of it, as every trial of st_hpo gets, writes into the same lists."""
+        from transformers import TrainerCallback
+
+        alive = self
+
+        class CountAtTrainBegin(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                alive.at_train_begin.append(alive.count())
+
+        return CountAtTrainBegin()
+
+
+def resident() -> float:
+    """Returns the resident memory of this process, in MiB."""
+    import psutil
+
+    return psutil.Process().memory_info().rss / MIB
+
+
+def import_everything(threads: int) -> float:
+    """Imports what both libraries need, and ours; returns the seconds it took."""
+    started = time.perf_counter()
+    import datasets
+    import optuna
+    import sentence_transformers
+    import torch
+    import transformers
+
+    import st_hpo  # noqa: F401
+
+    torch.set_num_threads(threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return time.perf_counter() - started
+
+
+def model_init_from(path: str | None) -> Callable[[], Any]:
+    """Returns a function that loads the checkpoint, by default the embedded one."""
+    from embedded import model_path
+    from sentence_transformers import SentenceTransformer
+
+    where = path or model_path()
+    return lambda: SentenceTransformer(where)
+
+
+def shape(triplets: str | None, train_size: int | None, dev_size: int | None) -> dict[str, Any]:
+    """Returns the parts of a trainer that make the two shapes: STS pairs, or the official example's triplets."""
+    from datasets import Dataset
+    from embedded import sts_benchmark
+    from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+    from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
+
+    dev = sts_benchmark("dev", dev_size)
+    evaluator = EmbeddingSimilarityEvaluator(
+        list(dev["sentence1"]), list(dev["sentence2"]), list(dev["score"]), name="sts-dev", write_csv=False
+    )
+    if triplets is None:
+        return {"train_dataset": sts_benchmark("train", train_size), "evaluator": evaluator, "loss": CoSENTLoss}
+    with open(triplets, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file][:train_size]
+    dataset = Dataset.from_list([{name: row[name] for name in ("anchor", "positive", "negative")} for row in rows])
+    return {"train_dataset": dataset, "evaluator": evaluator, "loss": MultipleNegativesRankingLoss}
+
+
+def arguments(output_dir: str, **changes: Any) -> Any:
+    """Returns the training arguments of both libraries."""
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
+    # NOTE: warmup_steps is a float here because upstream casts what is searched to the type that it finds: with the
+    # default of 0 it would train without any warmup, and the two searches would not be the same.
+    values: dict[str, Any] = {"output_dir": output_dir, "num_train_epochs": 1, "warmup_steps": 0.1, "seed": 12}
+    values |= {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    return SentenceTransformerTrainingArguments(**{**values, **changes})
+
+
+def measure_search(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs one whole search of ``options.run`` and returns all that was measured."""
+    import_s = import_everything(options.threads)
+    import optuna
+    import torch
+    from sentence_transformers import SentenceTransformerTrainer
+    from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+
+    import st_hpo
+
+    parts = shape(options.triplets, options.train_size, options.dev_size)
+    watch = Stopwatch()
+    for name, key in (("_inner_training_loop", "train"), ("evaluate", "evaluate")):  # for both: ours inherits them
+        setattr(SentenceTransformerTrainer, name, watch.timed(key, getattr(SentenceTransformerTrainer, name)))
+    parts["model_init"] = watch.timed("model", model_init_from(options.model))
+    loss = parts.pop("loss")
+    loss_init = watch.timed("loss", lambda model: loss(model))
+    extra = {} if options.triplets is None else {"batch_sampler": BatchSamplers.NO_DUPLICATES}
+    proposals: list[dict[str, Any]] = []
+    objectives: list[float] = []
+
+    def hp_space(trial: optuna.Trial) -> dict[str, Any]:
+        highest = 1e-3 if options.triplets is None else 3e-3
+        proposal = {
+            "learning_rate": trial.suggest_float("learning_rate", 1e-5, highest, log=True),
+            "per_device_train_batch_size": trial.suggest_categorical("per_device_train_batch_size", [32, 64]),
+            "warmup_steps": trial.suggest_float("warmup_steps", 0.0, 0.3),
+        }
+        proposals.append(proposal)
+        return proposal
+
+    def compute_objective(metrics: dict[str, float]) -> float:
+        objectives.append(metrics["eval_sts-dev_spearman_cosine"])
+        return objectives[-1]
+
+    search: dict[str, Any] = {"hp_space": hp_space, "compute_objective": compute_objective, "direction": "maximize"}
+    search |= {"n_trials": options.trials, "backend": "optuna", "sampler": optuna.samplers.TPESampler(seed=0)}
+    if options.run == OURS_WITHOUT_BASELINE:
+        search["baseline"] = False
+    trainer_class = SentenceTransformerTrainer if options.run == UPSTREAM else st_hpo.SentenceTransformerHPOTrainer
+    with tempfile.TemporaryDirectory() as folder:
+        args = arguments(folder, **extra)
+        before, cpu_before, started = resident(), time.process_time(), time.perf_counter()
+        trainer = trainer_class(args=args, loss=loss_init, **parts)
+        constructed = time.perf_counter()
+        watch.seconds.clear()  # the constructor's model is part of construct_s
+        best = trainer.hyperparameter_search(**search)
+        ended, cpu = time.perf_counter(), time.process_time() - cpu_before
+    search_s, timed = ended - constructed, watch.seconds
+    outside = search_s - timed.get("train", 0.0) - timed.get("evaluate", 0.0)
+    measured = {
+        "import_s": import_s,
+        "construct_s": constructed - started,
+        "search_s": search_s,
+        "wall_s": ended - started,
+        "cpu_s": cpu,
+        "timed_s": timed,
+        "outside_per_trial_s": outside / options.trials,
+        "machinery_per_trial_s": (search_s - sum(timed.values())) / options.trials,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_before_mib": before,
+        "proposals": proposals,
+        "objectives": objectives,
+        "best": best.objective,
+    }
+    if torch.cuda.is_available():
+        measured["peak_gpu_mib"] = torch.cuda.max_memory_allocated() / MIB
+    if options.run != UPSTREAM:
+        trials = best.run_summary.trials
+        measured["phases_ms"] = {key: [trial.phases[key] * 1e3 for trial in trials] for key in trials[0].phases}
+    return measured
+
+
+def measure_models(options: argparse.Namespace) -> dict[str, Any]:
+    """Counts the models alive in a short search, which is not timed."""
+    import_everything(options.threads)
+    from sentence_transformers import SentenceTransformerTrainer
+
+    import st_hpo
+
+    alive = AliveModels()
+    parts = shape(options.triplets, 64, 32)
+    trainer_class = SentenceTransformerTrainer if options.run == UPSTREAM else st_hpo.SentenceTransformerHPOTrainer
+    with tempfile.TemporaryDirectory() as folder:
+        args = arguments(folder, max_steps=2, per_device_train_batch_size=8)
+        model_init, callback = alive.counting(model_init_from(options.model)), alive.callback()
+        trainer = trainer_class(args=args, model_init=model_init, callbacks=[callback], **parts)
+        trainer.hyperparameter_search(
+            hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-3, log=True)},
+            compute_objective=lambda metrics: metrics["eval_sts-dev_spearman_cosine"],
+            direction="maximize",
+            n_trials=4,
+            backend="optuna",
+        )
+    # What came before the first trial, in the constructor, is left out
+    return {"at_build": alive.at_build[-4:], "at_train_begin": alive.at_train_begin[-4:]}
+
+
+def measure_machinery(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs very many trials with next to no training; returns what each hundred of them cost."""
+    import_everything(options.threads)
+    import optuna
+    from embedded import sts_benchmark
+    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+
+    import st_hpo
+
+    n_trials = options.machinery_trials
+    block = min(100, n_trials)
+    ends: list[float] = []
+    memory: list[float] = []
+
+    def trial_ended(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if (trial.number + 1) % block == 0:
+            memory.append(resident())
+        ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = st_hpo.SentenceTransformerHPOTrainer(
+            args=arguments(folder, max_steps=1, per_device_train_batch_size=2, logging_strategy="no"),
+            model_init=model_init_from(options.model),
+            loss_init=CosineSimilarityLoss,
+            train_dataset=sts_benchmark("train", 16),
+            evaluator=lambda model, **kwargs: {"constant": 0.5},
+        )
+        best = trainer.hyperparameter_search(
+            hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-3, log=True)},
+            compute_objective="eval_constant",
+            direction="maximize",
+            n_trials=n_trials,
+            backend="optuna",
+            sampler=optuna.samplers.RandomSampler(seed=0),
+            callbacks=[trial_ended],
+        )
+    phases = [trial.phases for trial in best.run_summary.trials]
+    user = [sum(phase.get(key, 0.0) for key in USER_PHASES) * 1e3 for phase in phases]
+    inside = [sum(phase.values()) * 1e3 - spent for phase, spent in zip(phases, user, strict=True)]
+    # From the end of one trial to that of the next: Optuna's own work and what lies between the phases as well
+    whole = [(ends[i] - ends[i - 1]) * 1e3 - user[i] if i else None for i in range(n_trials)]
+    blocks = []
+    for first in range(0, n_trials - block + 1, block):
+        span = range(first, first + block)
+        blocks.append(
+            {
+                "trials": f"{first}-{first + block - 1}",
+                "machinery_ms": statistics.median(inside[i] for i in span),
+                "with_optuna_ms": statistics.median(whole[i] for i in span if i),
+                "user_ms": statistics.median(user[i] for i in span),
+                "rss_mib": memory[first // block],
+                "phases_ms": {key: statistics.median(phases[i][key] * 1e3 for i in span) for key in phases[0]},
+            }
+        )
+    return {"blocks": blocks, "total_s": ends[-1] - ends[0], "trials": n_trials}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures one part in this process, and prints it as one line of JSON."""
+    measure = {"search": measure_search, "models": measure_models, "machinery": measure_machinery}[options.part]
+    print(json.dumps(measure(options)))

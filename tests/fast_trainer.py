@@ -1,0 +1,80 @@
+"""A trainer of ours that is as small as a real one can be, for tests of what surrounds the training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss
+from transformers import TrainerCallback
+
+from st_hpo import Float, SearchSpace, SentenceTransformerHPOTrainer
+
+from embedded import model_path
+from scenarios import arguments, embedding_evaluator, pairs
+
+METRIC = "eval_sts-dev_spearman_cosine"
+RATES = SearchSpace({"learning_rate": Float(1e-5, 1e-3, log=True)})
+
+
+def fast_arguments(**values: Any) -> SentenceTransformerTrainingArguments:
+    fixed = {"max_steps": 2, "per_device_train_batch_size": 4}
+    return arguments(SentenceTransformerTrainingArguments, **{**fixed, **values})
+
+
+def model_init() -> SentenceTransformer:
+    return SentenceTransformer(model_path(), device="cpu")
+
+
+def loss_init(model: SentenceTransformer, scale: float = 20.0) -> CoSENTLoss:
+    return CoSENTLoss(model, scale=scale)
+
+
+def fast_trainer(trainer_class: type = SentenceTransformerHPOTrainer, **changes: Any) -> Any:
+    """Two steps of four pairs, and an evaluation of 64."""
+    parts = {
+        "args": fast_arguments(),
+        "train_dataset": pairs("train", 32),
+        "evaluator": embedding_evaluator(),
+        "model_init": model_init,
+        "loss_init": loss_init,
+    }
+    return trainer_class(**{**parts, **changes})
+
+
+def random_sampler() -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler(seed=0)
+
+
+class CountTrainings(TrainerCallback):
+    """Counts the trainings that begin, over all trials."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CountTrainings:
+        return self
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun += 1
+
+
+class FailIn(TrainerCallback):
+    """Raises in the first step of some trials.
+
+    Args:
+        trials: Their numbers.
+        error: What to raise.
+    """
+
+    def __init__(self, trials: set[int], error: BaseException) -> None:
+        self.trials = trials
+        self.error = error
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FailIn:
+        return self
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.trial_name in {f"run-{number}" for number in self.trials}:
+            raise self.error

@@ -1,0 +1,96 @@
+"""At no time does a trial hold more than one model, whatever ended the trials before it, and memory does not grow."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import optuna
+import psutil
+import pytest
+from fast_trainer import METRIC, RATES, FailIn, fast_arguments, fast_trainer, model_init, random_sampler
+from transformers import TrainerCallback
+
+
+class AliveModels:
+    """A ``model_init`` that knows which of its models are alive."""
+
+    def __init__(self):
+        self._models = weakref.WeakSet()
+
+    def __call__(self):
+        model = model_init()
+        self._models.add(model)
+        return model
+
+    def count(self):
+        gc.collect()
+        return len(self._models)
+
+
+class CountAlive(TrainerCallback):
+    """Notes at the beginning of every training, and at each of its steps, how many models are alive."""
+
+    def __init__(self, models):
+        self.models = models
+        self.counts = []
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.counts.append(self.models.count())
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.counts.append(self.models.count())
+
+
+class EveryThird(optuna.pruners.BasePruner):
+    def prune(self, study, trial):
+        return trial.number % 3 == 1
+
+
+@pytest.mark.slow
+def test_one_model_is_alive_in_every_one_of_20_trials_also_after_pruned_and_failed_ones():
+    models = AliveModels()
+    alive = CountAlive(models)
+    failing = FailIn(set(range(2, 20, 3)), RuntimeError("boom"))
+    trainer = fast_trainer(
+        args=fast_arguments(max_steps=3, eval_strategy="steps", eval_steps=2),
+        model_init=models,
+        callbacks=[alive, failing],
+    )
+    result = trainer.hyperparameter_search(
+        RATES, METRIC, n_trials=20, pruner=EveryThird(), catch=(RuntimeError,)
+    ).run_summary
+    assert [trial.state for trial in result.trials[:4]] == ["completed", "pruned", "failed", "completed"]
+    assert set(alive.counts) == {1} and len(alive.counts) > 40
+    assert models.count() == 0, "after the search none is left"
+    trainer.train()
+    assert models.count() == 1
+
+
+@pytest.mark.slow
+def test_the_error_that_ends_a_search_does_not_keep_its_model():
+    models = AliveModels()
+    trainer = fast_trainer(model_init=models, callbacks=[FailIn({0}, RuntimeError("boom"))])
+    with pytest.raises(RuntimeError) as kept:
+        trainer.hyperparameter_search(RATES, METRIC, n_trials=1)
+    assert models.count() == 0
+    assert str(kept.value) == "boom"
+
+
+@pytest.mark.slow
+def test_resident_memory_does_not_grow_from_trial_5_to_trial_50():
+    process = psutil.Process()
+    sizes = []
+
+    class Measure(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            sizes.append(process.memory_info().rss)
+
+    trainer = fast_trainer(callbacks=[Measure])
+    trainer.hyperparameter_search(RATES, METRIC, n_trials=50, sampler=random_sampler())
+    growth = sizes[-1] - sizes[5]
+    # One model is 17 MB; an allocator's noise stays far below one
+    assert len(sizes) == 50 and growth < 8 * 2**20, f"grew by {growth / 2**20:.1f} MiB"
