@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import itertools
 import json
 import resource
 import statistics
@@ -23,7 +24,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))  # for `embedded`
 
 UPSTREAM, OURS, OURS_WITHOUT_BASELINE = LIBRARIES = ("upstream", "st_hpo", "st_hpo-no-baseline")
-USER_PHASES = ("model", "loss", "train", "evaluate")
 MIB = 2**20
 
 
@@ -95,29 +95,32 @@ def resident() -> float:
     return psutil.Process().memory_info().rss / MIB
 
 
-def import_everything(threads: int) -> float:
-    """Imports what both libraries need, and ours; returns the seconds it took."""
+def import_trainer(library: str, threads: int) -> tuple[type, float]:
+    """Imports what a library needs, and no more; returns its trainer, and the seconds it took."""
     started = time.perf_counter()
     import datasets
     import optuna
-    import sentence_transformers
     import torch
     import transformers
 
-    import st_hpo  # noqa: F401
+    if library == UPSTREAM:
+        from sentence_transformers import SentenceTransformerTrainer as Trainer
+    else:
+        from st_hpo import SentenceTransformerHPOTrainer as Trainer
 
     torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return time.perf_counter() - started
+    return Trainer, time.perf_counter() - started
 
 
 def model_init_from(path: str | None) -> Callable[[], Any]:
     """Returns a function that loads the checkpoint, by default the embedded one."""
-    from embedded import model_path
     from sentence_transformers import SentenceTransformer
+
+    from embedded import model_path
 
     where = path or model_path()
     return lambda: SentenceTransformer(where)
@@ -126,9 +129,10 @@ def model_init_from(path: str | None) -> Callable[[], Any]:
 def shape(triplets: str | None, train_size: int | None, dev_size: int | None) -> dict[str, Any]:
     """Returns the parts of a trainer that make the two shapes: STS pairs, or the official example's triplets."""
     from datasets import Dataset
-    from embedded import sts_benchmark
     from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
     from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
+
+    from embedded import sts_benchmark
 
     dev = sts_benchmark("dev", dev_size)
     evaluator = EmbeddingSimilarityEvaluator(
@@ -155,13 +159,11 @@ def arguments(output_dir: str, **changes: Any) -> Any:
 
 def measure_search(options: argparse.Namespace) -> dict[str, Any]:
     """Runs one whole search of ``options.run`` and returns all that was measured."""
-    import_s = import_everything(options.threads)
+    trainer_class, import_s = import_trainer(options.run, options.threads)
     import optuna
     import torch
     from sentence_transformers import SentenceTransformerTrainer
     from sentence_transformers.sentence_transformer.training_args import BatchSamplers
-
-    import st_hpo
 
     parts = shape(options.triplets, options.train_size, options.dev_size)
     watch = Stopwatch()
@@ -172,6 +174,7 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
     loss_init = watch.timed("loss", lambda model: loss(model))
     extra = {} if options.triplets is None else {"batch_sampler": BatchSamplers.NO_DUPLICATES}
     proposals: list[dict[str, Any]] = []
+    unaccounted: list[float] = []  # at each proposal, the seconds so far that no timer has counted
     objectives: list[float] = []
 
     def hp_space(trial: optuna.Trial) -> dict[str, Any]:
@@ -182,6 +185,7 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
             "warmup_steps": trial.suggest_float("warmup_steps", 0.0, 0.3),
         }
         proposals.append(proposal)
+        unaccounted.append(time.perf_counter() - sum(watch.seconds.values()))
         return proposal
 
     def compute_objective(metrics: dict[str, float]) -> float:
@@ -192,7 +196,6 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
     search |= {"n_trials": options.trials, "backend": "optuna", "sampler": optuna.samplers.TPESampler(seed=0)}
     if options.run == OURS_WITHOUT_BASELINE:
         search["baseline"] = False
-    trainer_class = SentenceTransformerTrainer if options.run == UPSTREAM else st_hpo.SentenceTransformerHPOTrainer
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(folder, **extra)
         before, cpu_before, started = resident(), time.process_time(), time.perf_counter()
@@ -202,7 +205,10 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
         best = trainer.hyperparameter_search(**search)
         ended, cpu = time.perf_counter(), time.process_time() - cpu_before
     search_s, timed = ended - constructed, watch.seconds
-    outside = search_s - timed.get("train", 0.0) - timed.get("evaluate", 0.0)
+    outside = search_s - timed["train"] - timed["evaluate"]
+    # From one proposal to the next lies one trial of either library, without what is done once a search
+    machinery = [after - before for before, after in itertools.pairwise(unaccounted)]
+    once = search_s - sum(timed.values()) - statistics.median(machinery) * options.trials
     measured = {
         "import_s": import_s,
         "construct_s": constructed - started,
@@ -211,7 +217,9 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
         "cpu_s": cpu,
         "timed_s": timed,
         "outside_per_trial_s": outside / options.trials,
-        "machinery_per_trial_s": (search_s - sum(timed.values())) / options.trials,
+        "machinery_s": statistics.median(machinery),
+        "machinery_of_trials_s": machinery,
+        "once_s": once,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "rss_before_mib": before,
         "proposals": proposals,
@@ -228,14 +236,9 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_models(options: argparse.Namespace) -> dict[str, Any]:
     """Counts the models alive in a short search, which is not timed."""
-    import_everything(options.threads)
-    from sentence_transformers import SentenceTransformerTrainer
-
-    import st_hpo
-
+    trainer_class, _ = import_trainer(options.run, options.threads)
     alive = AliveModels()
     parts = shape(options.triplets, 64, 32)
-    trainer_class = SentenceTransformerTrainer if options.run == UPSTREAM else st_hpo.SentenceTransformerHPOTrainer
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(folder, max_steps=2, per_device_train_batch_size=8)
         model_init, callback = alive.counting(model_init_from(options.model)), alive.callback()
@@ -251,64 +254,9 @@ def measure_models(options: argparse.Namespace) -> dict[str, Any]:
     return {"at_build": alive.at_build[-4:], "at_train_begin": alive.at_train_begin[-4:]}
 
 
-def measure_machinery(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs very many trials with next to no training; returns what each hundred of them cost."""
-    import_everything(options.threads)
-    import optuna
-    from embedded import sts_benchmark
-    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
-
-    import st_hpo
-
-    n_trials = options.machinery_trials
-    block = min(100, n_trials)
-    ends: list[float] = []
-    memory: list[float] = []
-
-    def trial_ended(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        if (trial.number + 1) % block == 0:
-            memory.append(resident())
-        ends.append(time.perf_counter())
-
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = st_hpo.SentenceTransformerHPOTrainer(
-            args=arguments(folder, max_steps=1, per_device_train_batch_size=2, logging_strategy="no"),
-            model_init=model_init_from(options.model),
-            loss_init=CosineSimilarityLoss,
-            train_dataset=sts_benchmark("train", 16),
-            evaluator=lambda model, **kwargs: {"constant": 0.5},
-        )
-        best = trainer.hyperparameter_search(
-            hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-3, log=True)},
-            compute_objective="eval_constant",
-            direction="maximize",
-            n_trials=n_trials,
-            backend="optuna",
-            sampler=optuna.samplers.RandomSampler(seed=0),
-            callbacks=[trial_ended],
-        )
-    phases = [trial.phases for trial in best.run_summary.trials]
-    user = [sum(phase.get(key, 0.0) for key in USER_PHASES) * 1e3 for phase in phases]
-    inside = [sum(phase.values()) * 1e3 - spent for phase, spent in zip(phases, user, strict=True)]
-    # From the end of one trial to that of the next: Optuna's own work and what lies between the phases as well
-    whole = [(ends[i] - ends[i - 1]) * 1e3 - user[i] if i else None for i in range(n_trials)]
-    blocks = []
-    for first in range(0, n_trials - block + 1, block):
-        span = range(first, first + block)
-        blocks.append(
-            {
-                "trials": f"{first}-{first + block - 1}",
-                "machinery_ms": statistics.median(inside[i] for i in span),
-                "with_optuna_ms": statistics.median(whole[i] for i in span if i),
-                "user_ms": statistics.median(user[i] for i in span),
-                "rss_mib": memory[first // block],
-                "phases_ms": {key: statistics.median(phases[i][key] * 1e3 for i in span) for key in phases[0]},
-            }
-        )
-    return {"blocks": blocks, "total_s": ends[-1] - ends[0], "trials": n_trials}
-
-
 def run(options: argparse.Namespace) -> None:
     """Measures one part in this process, and prints it as one line of JSON."""
+    from many_trials import measure_machinery
+
     measure = {"search": measure_search, "models": measure_models, "machinery": measure_machinery}[options.part]
     print(json.dumps(measure(options)))

@@ -25,7 +25,7 @@ from sentence_transformers.multi_vector_encoder import (
 )
 from sentence_transformers.multi_vector_encoder.evaluation import MultiVectorTripletEvaluator
 from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
-from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, TripletEvaluator
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, SoftmaxLoss
 from sentence_transformers.sparse_encoder import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
 from sentence_transformers.sparse_encoder.evaluation import SparseEmbeddingSimilarityEvaluator
@@ -98,6 +98,11 @@ def embedding_model(base: str = "embedded", head: bool = True) -> SentenceTransf
 def embedding_evaluator(evaluator_class: type = EmbeddingSimilarityEvaluator) -> Any:
     dev = pairs("dev", 64)
     return evaluator_class(dev["sentence1"], dev["sentence2"], dev["score"], name="sts-dev")
+
+
+def triplet_evaluator() -> Any:
+    dev = pairs("dev", 17)
+    return TripletEvaluator(dev["sentence1"][:-1], dev["sentence2"][:-1], dev["sentence2"][1:], name="triplets")
 
 
 def cross_encoder_model(head_bias: float = 0.0) -> CrossEncoder:

@@ -26,7 +26,7 @@ import st_hpo
 from st_hpo import Categorical, Float, Int, SearchResult, SearchSpace, SentenceTransformerHPOTrainer
 
 from embedded import model_path
-from scenarios import embedding_evaluator, pairs
+from scenarios import embedding_evaluator, pairs, triplet_evaluator
 
 # ---- The trainer afterwards ----
 

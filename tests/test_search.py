@@ -14,14 +14,13 @@ from fast_trainer import (
     random_sampler,
 )
 from sentence_transformers.base.evaluation import SequentialEvaluator
-from sentence_transformers.sentence_transformer.evaluation import TripletEvaluator
 from transformers import TrainerCallback
 from transformers.trainer_utils import BestRun
 
 import st_hpo
 from st_hpo import Categorical, Float, Int, SearchResult, SearchSpace
 
-from scenarios import embedding_evaluator, pairs
+from scenarios import embedding_evaluator, pairs, triplet_evaluator
 
 
 def rates_of(result: SearchResult) -> list[float]:
@@ -219,11 +218,6 @@ def test_a_function_may_return_several_objectives():
 
     front = fast_trainer().hyperparameter_search(RATES, both, n_trials=2, direction=["maximize", "maximize"])
     assert isinstance(front, list) and len(front[0].objective) == 2
-
-
-def triplet_evaluator():
-    dev = pairs("dev", 17)
-    return TripletEvaluator(dev["sentence1"][:-1], dev["sentence2"][:-1], dev["sentence2"][1:], name="triplets")
 
 
 @pytest.mark.parametrize("together", [list, SequentialEvaluator])
