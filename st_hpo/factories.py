@@ -50,6 +50,9 @@ class TrialView(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._all())
 
+    def __bool__(self) -> bool:
+        return True  # `if trial:` asks whether there is a trial, not whether it has suggested anything yet
+
     def _all(self) -> dict[str, Any]:
         return {**(getattr(self._native, "params", None) or {}), **self._values}
 

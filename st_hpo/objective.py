@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from st_hpo.errors import DirectionError, MetricNotFoundError, ObjectiveError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 DIRECTIONS = ("minimize", "maximize")
 PREFIX = "eval_"
@@ -94,8 +97,18 @@ class Objective:
         Raises:
             DirectionError: Nothing says in which direction a key is to be optimized.
         """
-        known = zip(self.names, self.directions, strict=True)
+        known = list(zip(self.names, self.directions, strict=True))
         self.directions = [direction or _direction_of_key(name, evaluator) for name, direction in known]
+        for name, direction in known:
+            if (
+                direction
+                and self._function is None
+                and direction != (natural := _natural(name, evaluator) or direction)
+            ):
+                logger.warning(
+                    f"The search will {direction} {name!r}, though its evaluator says that it is to {natural} it "
+                    "(`greater_is_better`). Leave `direction` out to follow the evaluator."
+                )
 
     @property
     def is_multi(self) -> bool:
@@ -247,6 +260,14 @@ def _direction_of_key(key: str, evaluator: Any) -> str:
         "evaluator, so nothing says whether more or less of it is better. Pass 'minimize' or 'maximize'. (Many "
         "evaluators know their primary metric only after a first run, which `baseline=True` makes.)"
     )
+
+
+def _natural(key: str, evaluator: Any) -> str | None:
+    """The direction that follows from the metric itself, None where nothing says it."""
+    try:
+        return _direction_of_key(key, evaluator)
+    except DirectionError:
+        return None
 
 
 def _flag_to_direction(evaluator: Any) -> str:

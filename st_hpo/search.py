@@ -148,7 +148,7 @@ class Search:
     def result(self, interrupted: bool = False) -> SearchResult:
         """Returns what has been found so far."""
         return SearchResult(
-            trials=self.backend.records(self) if self.backend.native is not None else list(self._records.values()),
+            trials=self._all_records(),
             objective_names=list(self.objective.names),
             directions=list(self.objective.directions),
             backend=self.backend.name,
@@ -157,6 +157,18 @@ class Search:
             st_hpo_version=__version__,
             native=self.backend.native,
         )
+
+    def _all_records(self) -> list[TrialRecord]:
+        own = list(self._records.values())
+        if self.backend.native is None:
+            return own
+        try:
+            return self.backend.records(self)
+        except Exception as exc:  # a storage that has gone away must not take this search's own trials with it
+            logger.warning(
+                f"The study cannot be read ({type(exc).__name__}: {exc}); the result has this search's trials."
+            )
+            return own
 
     def _best_run(self, result: SearchResult, interrupted: KeyboardInterrupt | None) -> BestRun | list[BestRun]:
         best = result.best_trials

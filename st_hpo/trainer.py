@@ -78,6 +78,8 @@ class HPOTrainerMixin(RebuildableTrainer):
         loss_init: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
         **kwargs: Any,
     ) -> None:
+        if processing_class is None:
+            processing_class = kwargs.pop("tokenizer", None)  # its old name, which upstream still takes
         given = {
             "model": model,
             "args": args,

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, enable_full_determinism, set_seed
 
 from st_hpo.arguments import ArgumentSnapshot
@@ -22,6 +19,7 @@ from st_hpo.evaluations import EvaluationRecorder, final_evaluation
 from st_hpo.factories import Factory, TrialView, make_loss, make_model
 from st_hpo.objective import Objective
 from st_hpo.recipe import TrainerRecipe
+from st_hpo.release import forget_frames, release_memory, take_apart
 from st_hpo.results import COMPLETED, FAILED, PRUNED, Baseline, TrialRecord
 from st_hpo.routing import Routed, Router
 
@@ -131,7 +129,7 @@ class TrialRunner:
             view = TrialView(self.applied.all()) if self.applied.all() else None
             metrics = self._evaluate_untrained(args, view)
         except BaseException as exc:
-            _forget_frames(exc)
+            forget_frames(exc)
             raise
         finally:
             release_memory(args)
@@ -145,7 +143,7 @@ class TrialRunner:
         try:
             return final_evaluation(trainer, evaluations)
         finally:
-            _take_apart(trainer)
+            take_apart(trainer)
 
     def run(
         self,
@@ -171,11 +169,11 @@ class TrialRunner:
             self._run(record, propose, native, report, args)
         except _Pruned as exc:
             record.state, record.error = PRUNED, str(exc)
-            _forget_frames(exc)
+            forget_frames(exc)
         except BaseException as exc:
             record.state = PRUNED if isinstance(exc, self.pruned_exceptions) else FAILED
             record.error = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
-            _forget_frames(exc)
+            forget_frames(exc)
             raise
         finally:
             with _phase(record, "release"):
@@ -233,7 +231,7 @@ class TrialRunner:
                 record.metrics = final_evaluation(trainer, evaluations)
             self._conclude(record, evaluations)
         finally:
-            _take_apart(trainer)
+            take_apart(trainer)
 
     def _conclude(self, record: TrialRecord, evaluations: EvaluationRecorder) -> None:
         values = self.objective.values(record.metrics)
@@ -268,40 +266,6 @@ def check_run_name(name: Any) -> str:
             "hp_name=lambda trial: f'trial-{trial.number}'."
         )
     return name
-
-
-def release_memory(*args: Any) -> None:
-    """Collects what the trial has left in reference cycles, and empties the caches that hold on to it."""
-    if any(item.torch_compile for item in args):
-        torch.compiler.reset()  # compiled code, and its count of recompilations, belong to one trial
-    gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def _take_apart(trainer: Any) -> None:
-    """Ends a trial's trainer: trackers are closed, and nothing that refers to it keeps its model alive."""
-    handler = vars(trainer).get("callback_handler")
-    if handler is not None and vars(trainer).get("is_in_train"):  # pruned or failed: as transformers does on pruning
-        with contextlib.suppress(Exception):
-            handler.on_train_end(trainer.args, trainer.state, trainer.control)
-    accelerator = vars(trainer).get("accelerator")
-    if accelerator is not None:
-        accelerator.free_memory()
-    vars(trainer).clear()
-
-
-def _forget_frames(exc: BaseException) -> None:
-    """Clears the local variables in the tracebacks of an exception: whoever keeps it would keep the model with it.
-
-    A notebook keeps the last exception (``sys.last_exc``), a log record keeps the one it shows.
-    """
-    seen: set[int] = set()
-    current: BaseException | None = exc
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        traceback.clear_frames(current.__traceback__)
-        current = current.__cause__ or current.__context__
 
 
 def _single(values: list[float]) -> float | list[float]:

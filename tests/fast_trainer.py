@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import optuna
@@ -77,4 +78,6 @@ class FailIn(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.trial_name in {f"run-{number}" for number in self.trials}:
+            if isinstance(self.error, KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)  # what Ctrl-C does
             raise self.error

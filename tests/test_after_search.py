@@ -17,6 +17,7 @@ from fast_trainer import (
     fast_arguments,
     fast_trainer,
     loss_init,
+    model_init,
     random_sampler,
 )
 from sentence_transformers import SentenceTransformer
@@ -293,3 +294,34 @@ def test_counting_callbacks_see_every_training():
     trainings = CountTrainings()
     fast_trainer(callbacks=[trainings]).hyperparameter_search(RATES, METRIC, n_trials=3)
     assert trainings.begun == 3
+
+
+def test_the_trainer_can_evaluate_right_after_a_search():
+    """Its own, untrained model is built again when it is asked for."""
+    trainer = fast_trainer()
+    best = trainer.hyperparameter_search(RATES, METRIC, n_trials=1)
+    assert trainer.evaluate()[METRIC] == best.run_summary.baseline.objective
+
+
+def test_the_old_name_of_the_processing_class_still_works():
+    tokenizer = model_init().tokenizer
+    trainer = fast_trainer(tokenizer=tokenizer)
+    assert trainer.processing_class is tokenizer
+    best = trainer.hyperparameter_search(RATES, METRIC, n_trials=1)
+    assert best.run_summary.trials[0].state == "completed"
+
+
+def test_a_direction_against_the_evaluators_own_is_followed_with_a_warning(caplog):
+    best = fast_trainer().hyperparameter_search(RATES, METRIC, n_trials=2, direction="minimize")
+    assert best.objective == min(trial.objective for trial in best.run_summary.trials)
+    assert "though its evaluator says that it is to maximize it" in caplog.text
+
+
+def test_a_trial_that_has_suggested_nothing_yet_is_still_a_trial():
+    def model(trial):
+        built = model_init()
+        built.max_seq_length = trial.suggest_int("length", 8, 16) if trial else 32
+        return built
+
+    best = fast_trainer(model_init=model).hyperparameter_search(lambda trial: {}, METRIC, n_trials=1)
+    assert best.hyperparameters.keys() == {"length"}
