@@ -7,6 +7,7 @@ upstream constructor runs again.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,12 @@ class RebuildableTrainer:
     _released: bool
     _only_model: Any
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Shows the signature of ``__init__``, which ``__new__`` would hide from help() and editors."""
+        super().__init_subclass__(**kwargs)
+        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Keeps the constructor call, subclasses' own arguments included: a trial repeats it."""
         trainer = super().__new__(cls)
@@ -107,7 +114,7 @@ class RebuildableTrainer:
             applied = self._applied.all()
             trial = TrialView(applied) if applied else None
             factories = self._factories(loss, allow_instances=True)
-            model, made = make_model_and_loss(args, factories, self._applied, trial)
+            model, made = make_model_and_loss(args, factories, self._applied, trial, must_be_new=False)
             loss = made if factories.loss_init is not None else self._bound(loss, model)
         elif model is None:
             model = self._only_model

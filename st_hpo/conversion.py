@@ -89,7 +89,10 @@ def describe(declared: Any) -> str:
     """Returns a declared type in words, for messages: ``'int'``, ``"one of 'no', 'steps', 'epoch'"``, ..."""
     origin = get_origin(declared)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(member) for member in get_args(declared)))
+        members = get_args(declared)
+        if any(isinstance(member, type) and issubclass(member, Enum) for member in members):
+            members = tuple(member for member in members if member is not str)  # see _convert_to_union
+        return " or ".join(dict.fromkeys(describe(member) for member in members))
     if origin is Literal:
         return "one of " + ", ".join(repr(choice) for choice in get_args(declared))
     if isinstance(declared, type) and issubclass(declared, Enum):

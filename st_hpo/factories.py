@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -148,31 +149,59 @@ class Factory:
         return self.function(*positional, **given)
 
 
-def make_model(factory: Factory, keywords: Mapping[str, Any], trial: TrialView | None, model_class: type) -> Any:
+# What `model_init` and `loss_init` have returned and is still alive: to be trained once.
+_made: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _note(made: Any, role: str, must_be_new: bool) -> None:
+    if must_be_new and made in _made:
+        what = "model" if role == "model_init" else "loss"
+        raise FactoryError(
+            f"`{role}` returned the same {what} again, which would be trained on from trial to trial. It must make a "
+            f"new one at every call; to start from a model in memory, return copy.deepcopy({what})."
+        )
+    _made.add(made)
+
+
+def make_model(
+    factory: Factory,
+    keywords: Mapping[str, Any],
+    trial: TrialView | None,
+    model_class: type,
+    must_be_new: bool = False,
+) -> Any:
     """Calls ``model_init``.
 
     Raises:
-        FactoryError: It returned None or something that is no model of the trainer's kind.
+        FactoryError: It returned None, something that is no model of the trainer's kind, or, with ``must_be_new``, a
+            model that it has returned before.
     """
     model = factory(keywords=keywords, trial=trial)
     if not isinstance(model, model_class):
         what = "None: did it forget its `return`?" if model is None else f"{model!r} of type {type(model).__name__}."
         raise FactoryError(f"`model_init` must return a {model_class.__name__}, but returned {what}")
+    _note(model, factory.role, must_be_new)
     return model
 
 
 def make_loss(
-    factories: Factory | Mapping[str, Factory], model: Any, keywords: Mapping[str, Any], trial: TrialView | None
+    factories: Factory | Mapping[str, Factory],
+    model: Any,
+    keywords: Mapping[str, Any],
+    trial: TrialView | None,
+    must_be_new: bool = False,
 ) -> Any:
     """Calls ``loss_init``, or each of several by dataset name.
 
     Raises:
-        FactoryError: One of them returned something that is no loss.
+        FactoryError: One of them returned something that is no loss, or, with ``must_be_new``, one that it has
+            returned before.
     """
     if isinstance(factories, Mapping):
-        return {name: make_loss(factory, model, keywords, trial) for name, factory in factories.items()}
+        return {name: make_loss(item, model, keywords, trial, must_be_new) for name, item in factories.items()}
     loss = factories(model, keywords=keywords, trial=trial)
     if not callable(getattr(loss, "named_parameters", None)) or isinstance(loss, type):
         what = "None: did it forget its `return`?" if loss is None else f"{loss!r} of type {type(loss).__name__}."
         raise FactoryError(f"`loss_init` must return a loss (a torch.nn.Module), but returned {what}")
+    _note(loss, factories.role, must_be_new)
     return loss

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 DIRECTIONS = ("minimize", "maximize")
 PREFIX = "eval_"
+_PRIMARY = "primary metric"
 # What `Trainer.evaluate` adds of its own accord (transformers.trainer_utils.speed_metrics and TrainerMemoryTracker).
 _BOOKKEEPING = ("_runtime", "_samples_per_second", "_steps_per_second", "_preparation_time")
 
@@ -111,6 +112,11 @@ class Objective:
                 )
 
     @property
+    def is_named(self) -> bool:
+        """Whether the metric keys are known: an evaluator's primary metric is, once it has run."""
+        return self.names != [_PRIMARY]
+
+    @property
     def is_multi(self) -> bool:
         """Whether there are several objectives."""
         return len(self.directions) > 1
@@ -127,7 +133,8 @@ class Objective:
             return self._from_function(self._function, metrics)
         if self._evaluator is not None:
             self.names = [primary_metric(self._evaluator, metrics)]
-        return [_as_number(metrics[find_metric(metrics, name)], name) for name in self.names]
+        self.names = [find_metric(metrics, name) for name in self.names]
+        return [_as_number(metrics[name], name) for name in self.names]
 
     def _from_function(self, function: Callable[[dict[str, Any]], Any], metrics: Metrics) -> list[float]:
         try:
@@ -208,7 +215,7 @@ def resolve_objective(compute_objective: ComputeObjective, direction: Any, evalu
             )
         if evaluator is None:
             return Objective([PREFIX + "loss"], given or ["minimize"])
-        return Objective(["primary metric"], given or [_direction_of_evaluator(evaluator)], _evaluator=evaluator)
+        return Objective([_PRIMARY], given or [_direction_of_evaluator(evaluator)], _evaluator=evaluator)
 
     names = [compute_objective] if isinstance(compute_objective, str) else list(compute_objective)
     if not names or not all(isinstance(name, str) and name for name in names):

@@ -106,7 +106,7 @@ class SearchResult:
 
     @property
     def best_trials(self) -> list[TrialRecord]:
-        """The best trial; for several objectives the Pareto front: those that no other trial beats in all of them.
+        """The best trial, for several objectives the Pareto front, which no other trial beats in all of them.
 
         Among equals the first trial comes first. Empty when no trial was completed.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,6 +65,11 @@ class Search:
     def objective(self) -> Objective:
         """What is optimized."""
         return self.runner.objective
+
+    @property
+    def objective_names(self) -> list[str]:
+        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        return list(self.objective.names) if self.objective.is_named else []
 
     def run(self) -> BestRun | list[BestRun]:
         """Runs the search.
@@ -189,6 +195,21 @@ class Search:
         return runs if self.objective.is_multi else runs[0]
 
 
+def process_count(args: Any) -> int:
+    """Returns how many processes this training would have.
+
+    The arguments' own ``world_size`` is 1 on a machine without accelerators unless ``use_cpu=True``, also under
+    torchrun, so the launcher's environment and the process group are asked as well.
+    """
+    import torch.distributed
+
+    group = 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        group = torch.distributed.get_world_size()
+    launched = os.environ.get("WORLD_SIZE", "1")
+    return max(int(args.world_size), group, int(launched) if launched.isdigit() else 1)
+
+
 def check_search(
     backend: Any,
     hp_space: Any,
@@ -207,9 +228,10 @@ def check_search(
         ConfigurationError: Naming what was wrong, the value, the choices and the fix.
         NotSupportedError: Several processes or another backend.
     """
-    if args.world_size > 1:
+    processes = process_count(args)
+    if processes > 1:
         raise NotSupportedError(
-            f"This search runs in {args.world_size} processes, but this version of st_hpo searches in one process: "
+            f"This search runs in {processes} processes, but this version of st_hpo searches in one process: "
             "start the script with `python`, not with `torchrun` or `accelerate launch`."
         )
     found = get_backend(backend)
@@ -218,6 +240,11 @@ def check_search(
     space = found.default_hp_space(None) if hp_space is None else hp_space
     if isinstance(space, Mapping) and not isinstance(space, SearchSpace) and not space:
         space = SearchSpace(space)  # refuses the empty space in its own words
+    if backend_arguments.get("pruner") is not None and args.eval_strategy == "no":
+        logger.warning(
+            "`pruner` is given, but nothing is evaluated during the training (eval_strategy='no'), so no trial "
+            "will be pruned. Set eval_strategy='steps' or 'epoch' in the training arguments."
+        )
     if objective_from not in ("end", "best"):
         raise ConfigurationError(f"`objective_from` must be 'end' or 'best', but got {objective_from!r}.")
     if objective_from == "best":

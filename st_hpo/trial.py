@@ -40,6 +40,7 @@ def make_model_and_loss(
     routed: Routed,
     trial: TrialView | None,
     phase: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext(),
+    must_be_new: bool = True,
 ) -> tuple[Any, Any]:
     """Seeds, then calls ``model_init`` and ``loss_init``: the first line of training by hand.
 
@@ -49,15 +50,18 @@ def make_model_and_loss(
         routed: The hyperparameters that go to them.
         trial: What their trial parameter gets.
         phase: Times what runs inside of it.
+        must_be_new: Whether to refuse a model or a loss that was trained before.
 
     Returns:
         The model, and the loss (None for the trainer's default).
     """
     seed_everything(args)
     with phase("model"):
-        model = make_model(factories.model_init, routed.model, trial, factories.model_class)
+        model = make_model(factories.model_init, routed.model, trial, factories.model_class, must_be_new)
     with phase("loss"):
-        loss = None if factories.loss_init is None else make_loss(factories.loss_init, model, routed.loss, trial)
+        loss = None
+        if factories.loss_init is not None:
+            loss = make_loss(factories.loss_init, model, routed.loss, trial, must_be_new)
     return model, loss
 
 

@@ -88,12 +88,13 @@ warmups = st.fixed_dictionaries({}, optional={"warmup_steps": shares | st.intege
 
 @st.composite
 def constructor_calls(draw: st.DrawFn) -> dict[str, Any]:
-    """Valid keyword arguments, with the strategies that ``load_best_model_at_end`` asks for."""
+    """Valid keyword arguments, with the strategies that a best model and a plateau ask for."""
     own = {"batch_sampler": samplers | st.just(OwnSampler), "load_best_model_at_end": st.just(True)}
     kwargs = draw(st.fixed_dictionaries({}, optional={**SEARCHED, **own})) | draw(warmups)
     strategy = draw(st.sampled_from(["no", "steps", "epoch", IntervalStrategy.EPOCH]))
-    if kwargs.get("load_best_model_at_end"):
+    if kwargs.get("load_best_model_at_end") or kwargs.get("lr_scheduler_type") == "reduce_lr_on_plateau":
         strategy = "epoch" if strategy == "no" else strategy
+    if kwargs.get("load_best_model_at_end"):
         kwargs["save_strategy"] = strategy
     elif draw(st.booleans()):
         kwargs["logging_strategy"] = draw(st.sampled_from(["no", "steps", "epoch"]))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import optuna
 import pytest
 from fast_trainer import METRIC, RATES, CountTrainings, fast_arguments, fast_trainer, loss_init, model_init
 from sentence_transformers import SentenceTransformer
@@ -267,3 +272,65 @@ def test_apply_best_run_takes_one_run():
         trainer.apply_best_run([])
     with pytest.raises(st_hpo.ConfigurationError, match="takes what `hyperparameter_search` returned"):
         trainer.apply_best_run("best")
+
+
+def test_a_model_init_that_returns_the_same_model_again_is_refused():
+    """Each trial would train on what the trial before has left."""
+    model = model_init()
+    trainer = fast_trainer(model_init=lambda: model)
+    with pytest.raises(st_hpo.FactoryError, match=r"the same model again.*copy\.deepcopy"):
+        trainer.hyperparameter_search(RATES, METRIC, n_trials=1)
+
+
+def test_a_loss_init_that_returns_the_same_loss_again_is_refused():
+    kept = []
+
+    def same(model):
+        kept.append(CoSENTLoss(model))
+        return kept[0]
+
+    with pytest.raises(st_hpo.FactoryError, match="the same loss again"):
+        fast_trainer(loss_init=same).hyperparameter_search(RATES, METRIC, n_trials=1)
+
+
+def test_a_study_that_optimizes_something_else_is_not_continued(tmp_path):
+    study = {"storage": f"sqlite:///{tmp_path}/study.db", "study_name": "mine", "load_if_exists": True}
+    fast_trainer().hyperparameter_search(RATES, METRIC, n_trials=1, **study)
+    with pytest.raises(st_hpo.ConfigurationError, match=r"in the direction\(s\) \['maximize'\], this search in"):
+        fast_trainer().hyperparameter_search(RATES, METRIC, n_trials=1, direction="minimize", **study)
+    other = {"compute_objective": "sts-dev_pearson_cosine", "direction": "maximize"}
+    with pytest.raises(st_hpo.ConfigurationError, match=r"optimizes .*spearman.*, this search .*pearson"):
+        fast_trainer().hyperparameter_search(RATES, n_trials=1, **other, **study)
+
+
+def test_a_pruner_without_evaluations_warns(caplog):
+    fast_trainer().hyperparameter_search(RATES, METRIC, n_trials=1, pruner=optuna.pruners.MedianPruner())
+    assert "no trial will be pruned" in caplog.text
+
+
+UNDER_TORCHRUN = """
+import torch, transformers
+transformers.logging.set_verbosity_error()
+import st_hpo
+from fast_trainer import METRIC, RATES, fast_trainer
+try:
+    fast_trainer().hyperparameter_search(RATES, METRIC, n_trials=1)
+except st_hpo.NotSupportedError as error:
+    assert "2 processes" in str(error)
+else:
+    raise SystemExit("the search was not refused")
+"""
+
+
+@pytest.mark.slow
+def test_a_search_under_torchrun_is_refused_on_every_rank(tmp_path):
+    (tmp_path / "script.py").write_text(UNDER_TORCHRUN)
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]

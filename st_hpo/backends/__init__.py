@@ -27,13 +27,18 @@ def get_backend(name: Any = None) -> SearchBackend:
         BackendNotInstalledError: Its package is not installed.
     """
     name = "optuna" if name is None else getattr(name, "value", name)
+    if not isinstance(name, str):
+        raise ConfigurationError(
+            f"`backend` must be the name of a backend, one of {sorted(BACKENDS)}, but got {name!r}."
+        )
     if name in _NOT_YET:
         raise NotSupportedError(
             f"backend={name!r} is not supported by this version of st_hpo. Choose one of {sorted(BACKENDS)}."
         )
     if name not in BACKENDS:
-        hint = did_you_mean(name, BACKENDS) if isinstance(name, str) else ""
-        raise ConfigurationError(f"There is no backend {name!r}.{hint} Choose one of {sorted(BACKENDS)}.")
+        raise ConfigurationError(
+            f"There is no backend {name!r}.{did_you_mean(name, BACKENDS)} Choose one of {sorted(BACKENDS)}."
+        )
     backend = BACKENDS[name]()
     backend.ensure_available()
     return backend

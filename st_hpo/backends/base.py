@@ -21,6 +21,10 @@ class SearchTarget(Protocol):
     hp_space: Any
     verbose: bool
 
+    @property
+    def objective_names(self) -> list[str]:
+        """The metric keys that are optimized; empty while only an evaluator's first run can tell."""
+
     def run_trial(
         self, number: int, propose: Callable[[], Mapping[str, Any]], native: Any = None, report: Report | None = None
     ) -> TrialRecord:
@@ -37,8 +41,7 @@ class SearchTarget(Protocol):
             The record of a completed trial, of one that ``report`` pruned, or of one whose objective is NaN (failed).
 
         Raises:
-            Exception: What a trial raised; the search has recorded it as failed (pruned, if it is of a type in the
-                backend's ``pruned_exceptions``).
+            Exception: What a trial raised, recorded as failed; as pruned, if it is one of ``pruned_exceptions``.
         """
 
     def record_of(self, number: int) -> TrialRecord | None:

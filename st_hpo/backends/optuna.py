@@ -15,6 +15,7 @@ from st_hpo.results import COMPLETED, FAILED, PRUNED, RUNNING, WAITING, TrialRec
 from st_hpo.space import Categorical, Float, Int, SearchSpace
 
 RECORD_ATTRIBUTE = "st_hpo:record"
+OBJECTIVE_ATTRIBUTE = "st_hpo:objective"
 # Arguments of `Study.optimize` that transformers passes on; all others go to `optuna.create_study`.
 _OPTIMIZE_ARGUMENTS = ("timeout", "gc_after_trial", "catch", "callbacks")
 
@@ -68,6 +69,7 @@ class OptunaBackend(SearchBackend):
         single = len(directions) == 1
         with _optuna_logs(trainer.verbose):
             study = optuna.create_study(directions=directions, **kwargs)  # type: ignore[arg-type]
+            _check_continued(study, directions, trainer.objective_names)
             self._study = study
 
             def objective(trial: Any) -> Any:
@@ -116,6 +118,29 @@ def _create_study_arguments() -> list[str]:
 
     names = inspect.signature(optuna.create_study).parameters
     return [name for name in names if name not in ("direction", "directions")]
+
+
+def _check_continued(study: Any, directions: list[str], names: list[str]) -> None:
+    """Refuses to continue a study that optimizes something else: its values would be mixed with others.
+
+    Optuna itself takes no notice of the directions when it loads a study.
+    """
+    earlier = [direction.name.lower() for direction in study.directions]
+    if earlier != directions:
+        raise ConfigurationError(
+            f"The study {study.study_name!r} exists and optimizes in the direction(s) {earlier}, this search in "
+            f"{directions}. Choose another `study_name`, or the same direction."
+        )
+    stored = study.user_attrs.get(OBJECTIVE_ATTRIBUTE)
+    if not names:
+        return
+    if stored is not None and stored != names:
+        raise ConfigurationError(
+            f"The study {study.study_name!r} exists and optimizes {stored}, this search {names}. Choose another "
+            "`study_name`, or the same objective."
+        )
+    if stored is None:
+        study.set_user_attr(OBJECTIVE_ATTRIBUTE, names)
 
 
 @contextlib.contextmanager
