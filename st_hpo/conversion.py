@@ -18,7 +18,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 from st_hpo.errors import HyperparameterValueError
 
 _TRUE, _FALSE = frozenset({"true", "1"}), frozenset({"false", "0"})
-Scalar = Union[None, bool, int, float, str]  # noqa: UP007  (evaluated at import; Python 3.10 takes both)
 
 
 class _Lossy(Exception):

@@ -325,3 +325,12 @@ def test_a_trial_that_has_suggested_nothing_yet_is_still_a_trial():
 
     best = fast_trainer(model_init=model).hyperparameter_search(lambda trial: {}, METRIC, n_trials=1)
     assert best.hyperparameters.keys() == {"length"}
+
+
+def test_verbose_shows_the_bars_of_the_trials():
+    shown = StringIO()
+    with redirect_stderr(shown):
+        trainer = fast_trainer(args=fast_arguments(disable_tqdm=False))
+        shown.truncate(0)
+        trainer.hyperparameter_search(RATES, METRIC, n_trials=1, verbose=True)
+    assert "it/s" in shown.getvalue()
