@@ -15,6 +15,7 @@ from st_hpo.construction import RebuildableTrainer, loss_instances
 from st_hpo.errors import ConfigurationError
 from st_hpo.objective import ComputeObjective, resolve_objective
 from st_hpo.recipe import ModelCardMemo, TrainerRecipe, current_parts
+from st_hpo.release import release_memory
 from st_hpo.results import SearchResult, TrialRecord
 from st_hpo.routing import Routed, Router
 from st_hpo.search import Search, check_search
@@ -134,6 +135,8 @@ class HPOTrainerMixin(RebuildableTrainer):
         if self._of_trial is not None:
             return upstream(resume_from_checkpoint, trial, ignore_keys_for_eval, **kwargs)
         if self._given["model_init"] is not None:
+            self._release()  # the model that is there makes room before the new one is built
+            release_memory()
             self._construct()
         before = set(vars(self))
         self.model_init = None  # upstream would build a second model, and keep everything else of the first one

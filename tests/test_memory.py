@@ -73,6 +73,21 @@ def test_one_model_is_alive_in_every_one_of_20_trials_also_after_pruned_and_fail
     assert models.count() == 1
 
 
+def test_a_training_after_another_builds_its_model_when_the_first_is_gone():
+    models = AliveModels()
+    alive_when_built = []
+
+    def counted():
+        model = models()
+        alive_when_built.append(models.count())
+        return model
+
+    trainer = fast_trainer(model_init=counted)
+    trainer.train()
+    trainer.train()
+    assert alive_when_built == [1, 1, 1]
+
+
 @pytest.mark.slow
 def test_the_error_that_ends_a_search_does_not_keep_its_model():
     models = AliveModels()
