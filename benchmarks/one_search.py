@@ -167,8 +167,17 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
 
     parts = shape(options.triplets, options.train_size, options.dev_size)
     watch = Stopwatch()
-    for name, key in (("_inner_training_loop", "train"), ("evaluate", "evaluate")):  # for both: ours inherits them
-        setattr(SentenceTransformerTrainer, name, watch.timed(key, getattr(SentenceTransformerTrainer, name)))
+    steps: list[int] = []
+    training_loop = SentenceTransformerTrainer._inner_training_loop
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        output = training_loop(*args, **kwargs)
+        steps.append(output.global_step)
+        return output
+
+    # On upstream's class for both: ours inherits them
+    SentenceTransformerTrainer._inner_training_loop = watch.timed("train", counted)
+    SentenceTransformerTrainer.evaluate = watch.timed("evaluate", SentenceTransformerTrainer.evaluate)
     parts["model_init"] = watch.timed("model", model_init_from(options.model))
     loss = parts.pop("loss")
     loss_init = watch.timed("loss", lambda model: loss(model))
@@ -223,6 +232,7 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "rss_before_mib": before,
         "proposals": proposals,
+        "steps": steps,
         "objectives": objectives,
         "best": best.objective,
     }

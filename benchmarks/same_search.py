@@ -105,13 +105,15 @@ def machine() -> dict[str, Any]:
 
 
 def check_same(runs: list[dict[str, Any]]) -> None:
-    """Refuses to compare searches that were proposed different values."""
+    """Refuses to compare searches that were proposed different values, or trained for different numbers of steps."""
+    first = runs[0]
     for other in runs[1:]:
-        if other["proposals"] != runs[0]["proposals"]:
-            raise SystemExit(
-                f"Not the same search: {runs[0]['library']} tried {runs[0]['proposals']},\nbut {other['library']} "
-                f"tried {other['proposals']}"
-            )
+        for key in ("proposals", "steps"):
+            if other[key] != first[key]:
+                raise SystemExit(
+                    f"Not the same search: the {key} of {first['library']} were {first[key]},\nbut those of "
+                    f"{other['library']} were {other[key]}."
+                )
 
 
 def same_search(options: argparse.Namespace) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def ratios(runs: list[dict[str, Any]], libraries: list[str]) -> dict[str, dict[s
         result[library] = {
             key: [mine[key] / theirs[key] for mine, theirs in zip(ours, upstream, strict=True)]
             for key, *_ in ROWS
-            if key in upstream[0]
+            if key in upstream[0] and key != "once_s"
         }
     return result
 
@@ -147,7 +149,7 @@ def ratios(runs: list[dict[str, Any]], libraries: list[str]) -> dict[str, dict[s
 def spread(values: list[float], form: str, factor: float = 1) -> str:
     """Returns the median, and the smallest and greatest value."""
     low, middle, high = (f"{value * factor:{form}}" for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low}-{high})"
+    return f"{middle} ({low}..{high})"
 
 
 def table(rows: list[list[str]]) -> str:
@@ -161,19 +163,18 @@ def show_search(result: dict[str, Any]) -> None:
     """Prints the ratios first, then what they are made of."""
     runs, libraries = result["runs"], [UPSTREAM, *result["ratios"]]
     keys = [row for row in ROWS if row[0] in runs[0]]
-    head = ["median (min-max)", *(f"{name} / upstream" for name in libraries[1:]), *libraries]
+    head = ["median (min..max)", *(f"{name} / upstream" for name in libraries[1:]), *libraries]
     rows = [head]
     for key, title, factor, form in keys:
-        shares = [spread(result["ratios"][name][key], ".3f") for name in libraries[1:]]
+        # What is done once a search is nothing in upstream: no share of it says anything
+        shares = ["" if key == "once_s" else spread(result["ratios"][name][key], ".3f") for name in libraries[1:]]
         values = [[run_[key] for run_ in runs if run_["library"] == name] for name in libraries]
         rows.append([title, *shares, *(spread(value, form, factor) for value in values)])
     for key, title in (("at_build", "models alive, one just built"), ("at_train_begin", "models alive, training")):
         counts = [str(max(result["models_alive"][name][key])) for name in (UPSTREAM, OURS)]
         rows.append([title, *[""] * (len(libraries) - 1), *counts, *[""] * (len(libraries) - 2)])
     print(table(rows))
-    print(
-        "\nRatios are round by round; below 1 is less than upstream. 'Outside' is the search less its trainings and its"
-    )
+    print("\nRatios are round by round; below 1 is less than upstream. 'Outside' is the search less its trainings and")
     print("evaluations. 'Machinery' is less model_init and loss as well, from one trial's proposal to the next one's.")
     for library in libraries[1:]:
         phases = [run_["phases_ms"] for run_ in runs if run_["library"] == library]
@@ -187,9 +188,9 @@ def show_machinery(result: dict[str, Any]) -> None:
     first, last = blocks[0], blocks[-1]
     print(f"machinery of the last block / of the first: {last['machinery_ms'] / first['machinery_ms']:.3f}")
     print(f"resident memory, last - first block: {last['rss_mib'] - first['rss_mib']:+.1f} MiB\n")
-    columns = ("machinery_ms", "with_optuna_ms", "user_ms", "rss_mib")
+    columns = ("machinery_ms", "in_phases_ms", "user_ms", "rss_mib")
     names = [key for key in first["phases_ms"] if key not in ("model", "loss", "train", "evaluate")]
-    rows = [["trials", "machinery ms", "with Optuna ms", "model+loss+train+eval ms", "RSS MiB", *names]]
+    rows = [["trials", "machinery ms", "in phases ms", "model+loss+train+eval ms", "RSS MiB", *names]]
     for block in blocks:
         cells = [f"{block[key]:.2f}" for key in columns] + [f"{block['phases_ms'][key]:.2f}" for key in names]
         rows.append([block["trials"], *cells])

@@ -174,7 +174,6 @@ class RebuildableTrainer:
             return
         self._plan = self._current_plan()
         self._given.update(current_parts(self, self._given, self._built))
-        vars(self)["accelerator"].free_memory()
         for name in self._upstream_attributes - _KEPT:
             vars(self).pop(name, None)
         self._built = {name: value for name, value in self._built.items() if name in _KEPT}

@@ -25,9 +25,8 @@ def take_apart(trainer: Any) -> None:
     if handler is not None and vars(trainer).get("is_in_train"):  # pruned or failed: as transformers does on pruning
         with contextlib.suppress(Exception):
             handler.on_train_end(trainer.args, trainer.state, trainer.control)
-    accelerator = vars(trainer).get("accelerator")
-    if accelerator is not None:
-        accelerator.free_memory()
+    if vars(trainer).get("is_deepspeed_enabled"):
+        trainer.accelerator.free_memory()  # an engine holds memory beyond its references
     vars(trainer).clear()
 
 

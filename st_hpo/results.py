@@ -28,8 +28,8 @@ class TrialRecord:
         hyperparameters: Every value that the trial set, and what was suggested on the way to them.
         metrics: All metrics of the evaluation that gave the objective; of the last one for a pruned trial.
         seconds: How long the trial took, from its proposal to its release.
-        phases: The seconds of each phase: ``propose``, ``arguments``, ``model``, ``loss``, ``trainer``, ``train``
-            (evaluations during training included), ``evaluate`` and ``release``.
+        phases: The seconds of each phase: ``propose``, ``arguments``, ``seed``, ``model``, ``loss``, ``trainer``,
+            ``train`` (evaluations during training included), ``evaluate`` and ``release``.
         error: The type and message of the exception that ended a failed trial; the step at which a trial was pruned.
     """
 

@@ -60,6 +60,7 @@ class Search:
         self._baseline: Baseline | None = None
         self._best: TrialRecord | None = None
         self._progress: SearchProgress | None = None
+        self._may_freeze = False
 
     @property
     def objective(self) -> Objective:
@@ -83,10 +84,8 @@ class Search:
             Exception: What a trial raised, unless ``catch`` names it.
         """
         interrupted: KeyboardInterrupt | None = None
-        frozen = gc.get_freeze_count() == 0
-        gc.collect()
-        if frozen:
-            gc.freeze()  # what exists by now is no trial's: collecting a trial's cycles takes 5 ms instead of 250
+        self._may_freeze = gc.get_freeze_count() == 0  # otherwise the user has frozen, and unfreezing would undo it
+        self._freeze()
         try:
             self._run_baseline()
             self.objective.settle(self.runner.recipe.parts["evaluator"])
@@ -97,11 +96,21 @@ class Search:
         finally:
             if self._progress is not None:
                 self._progress.close()
-            if frozen:
+            if self._may_freeze:
                 gc.unfreeze()
             result = self.result(interrupted is not None)
             self._on_progress(result)
         return self._best_run(result, interrupted)
+
+    def _freeze(self) -> None:
+        """Takes what exists by now out of every later garbage collection: a trial's own cycles are all it has to find.
+
+        Measured: 6 ms a collection, most of it freeing the model, instead of 250. Done before the first trial, and once more after it, when what a
+        training imports has been imported.
+        """
+        gc.collect()
+        if self._may_freeze:
+            gc.freeze()
 
     def _run_baseline(self) -> None:
         if not self._with_baseline:
@@ -135,6 +144,8 @@ class Search:
                     self.runner.run(record, propose, native, report)
         finally:
             self._trial_ended(record)
+            if len(self._records) == 1:
+                self._freeze()
         return record
 
     def record_of(self, number: int) -> TrialRecord | None:

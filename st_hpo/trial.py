@@ -55,7 +55,8 @@ def make_model_and_loss(
     Returns:
         The model, and the loss (None for the trainer's default).
     """
-    seed_everything(args)
+    with phase("seed"):
+        seed_everything(args)
     with phase("model"):
         model = make_model(factories.model_init, routed.model, trial, factories.model_class, must_be_new)
     with phase("loss"):
@@ -235,7 +236,8 @@ class TrialRunner:
                 record.metrics = final_evaluation(trainer, evaluations)
             self._conclude(record, evaluations)
         finally:
-            take_apart(trainer)
+            with _phase(record, "release"):
+                take_apart(trainer)
 
     def _conclude(self, record: TrialRecord, evaluations: EvaluationRecorder) -> None:
         values = self.objective.values(record.metrics)

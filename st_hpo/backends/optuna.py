@@ -83,7 +83,8 @@ class OptunaBackend(SearchBackend):
                     )
                 finally:
                     if (ended := trainer.record_of(trial.number)) is not None:
-                        trial.set_user_attr(RECORD_ATTRIBUTE, ended.to_dict())
+                        # As text: a thousand nested dicts would be walked by every garbage collection
+                        trial.set_user_attr(RECORD_ATTRIBUTE, json.dumps(ended.to_dict()))
                 if record.state == PRUNED:
                     raise optuna.TrialPruned(record.error)
                 if record.state == FAILED:  # the objective is NaN: Optuna records a failure, and goes on
@@ -188,7 +189,7 @@ def _record_from(trial: Any) -> TrialRecord:
     """The record that an earlier search left with its trial; as much as the trial says, if another program ran it."""
     stored = trial.user_attrs.get(RECORD_ATTRIBUTE)
     if stored is not None:
-        return TrialRecord.from_dict(stored)
+        return TrialRecord.from_dict(json.loads(stored))
     import optuna
 
     states = {
