@@ -105,8 +105,8 @@ class Search:
     def _freeze(self) -> None:
         """Takes what exists by now out of every later garbage collection: a trial's own cycles are all it has to find.
 
-        Measured: 6 ms a collection, most of it freeing the model, instead of 250. Done before the first trial, and once more after it, when what a
-        training imports has been imported.
+        Measured: 6 ms a collection, most of it freeing the model, instead of 250. Done before the first trial, and
+        once more after it, when what a training imports has been imported.
         """
         gc.collect()
         if self._may_freeze:

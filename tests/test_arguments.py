@@ -143,7 +143,9 @@ def test_values_give_what_the_constructor_gives_for_them_by_hand(kwargs, values)
 
 @pytest.mark.parametrize("arguments_class", FAMILIES, ids=lambda item: item.__name__)
 def test_the_arguments_of_every_family_are_rebuilt_as_their_own_class(arguments_class):
-    args = arguments(arguments_class, warmup_ratio=0.1, learning_rate_mapping={"a": 1e-3}, batch_sampler="no_duplicates")
+    args = arguments(
+        arguments_class, warmup_ratio=0.1, learning_rate_mapping={"a": 1e-3}, batch_sampler="no_duplicates"
+    )
     snapshot = ArgumentSnapshot(args)
     built = snapshot.build(snapshot.convert({"learning_rate": "3e-4", "per_device_train_batch_size": 64.0}))
     assert type(built) is arguments_class
@@ -158,7 +160,7 @@ def test_fields_that_a_user_has_added_are_kept_converted_and_derived_again():
     built = snapshot.build(snapshot.convert({"temperature": 1, "margin": "3"}))
     assert type(built) is OwnArguments
     assert (built.temperature, built.margin, built.tags, built.label) == (1.0, 3, ["sts", "nli"], "at 1.0")
-    with pytest.raises(HyperparameterValueError, match="'margin' got 0.5 of type float, expected int or None"):
+    with pytest.raises(HyperparameterValueError, match=r"'margin' got 0\.5 of type float, expected int or None"):
         snapshot.convert({"margin": 0.5})
 
 
@@ -174,12 +176,15 @@ def test_what_was_set_after_construction_is_kept():
     assert built.eval_steps == 500, "derived at the first construction, and still there"
 
 
-def test_what_the_constructor_derives_itself_is_kept_when_it_was_changed_afterwards():
-    """``eval_strategy='steps'`` sets ``do_eval``; an original that says otherwise stays what it is, as far as it can."""
+def test_what_the_constructor_would_derive_is_kept_where_it_was_set_after_construction():
+    """``eval_steps`` follows ``logging_steps`` where nothing else is said; here something else is said."""
     args = arguments(eval_strategy="steps", logging_steps=20)
     args.eval_steps = 30
     built = ArgumentSnapshot(args).build({"logging_steps": 50.0})
     assert (built.logging_steps, built.eval_steps) == (50.0, 30)
+    own = arguments(OwnArguments, temperature=0.1)
+    own.label = arguments(OwnArguments).label  # what it would be by default, but not at this temperature
+    assert fields(ArgumentSnapshot(own).build()) == fields(own)
 
 
 def test_what_the_constructor_derives_is_derived_again_from_a_trials_values():

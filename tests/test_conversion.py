@@ -62,7 +62,7 @@ DECLARED: dict[Any, tuple[set[type], st.SearchStrategy[Any]]] = {
     Sampler: ({Sampler}, st.sampled_from(Sampler)),
     Level: ({Level}, st.sampled_from(Level)),
     Literal["end", "best"]: ({str}, st.sampled_from(["end", "best"])),
-    Optional[int]: ({int, type(None)}, st.none() | st.integers()),
+    Optional[int]: ({int, type(None)}, st.none() | st.integers()),  # noqa: UP045
     int | float: ({int, float}, st.integers() | st.floats()),
     float | None: ({float, type(None)}, st.none() | st.floats()),
     Union[str, None, dict[str, str]]: (  # noqa: UP007  (how sentence-transformers declares `prompts`)
@@ -213,7 +213,7 @@ def test_the_message_says_the_name_the_value_its_type_the_declared_type_and_why(
     ("value", "declared", "expected"),
     [
         (None, int | None, None),
-        (None, Optional[dict], None),
+        (None, Optional[dict], None),  # noqa: UP045
         (3, float | None, 3.0),
         (3.0, int | None, 3),
         (3.0, int | float, 3.0),
@@ -278,7 +278,7 @@ def test_a_string_for_an_enum_or_a_string_must_spell_a_member():
     ("declared", "words"),
     [
         (int, "int"),
-        (Optional[float], "float or None"),
+        (Optional[float], "float or None"),  # noqa: UP045
         (Union[str, None, dict[str, str], dict[str, dict[str, str]]], "str or None or dict"),  # noqa: UP007
         (Literal["end", "best"], "one of 'end', 'best'"),
         (Level, "one of 1, 2"),
