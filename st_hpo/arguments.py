@@ -21,6 +21,7 @@ from st_hpo.errors import ConfigurationError
 
 # Fields of which the constructor heeds one only: giving both would silently ignore the first.
 _ONE_OF = {"warmup_ratio": "warmup_steps"}
+_OTHER = {**_ONE_OF, **{other: name for name, other in _ONE_OF.items()}}
 
 
 class ArgumentSnapshot:
@@ -38,7 +39,11 @@ class ArgumentSnapshot:
         self.args_class = type(args)
         self._types = _declared_types(self.args_class)
         with _silent():
-            self.kwargs = self._minimal_kwargs(args)
+            wanted = {name: _copied(getattr(args, name)) for name in self._types}
+            self.kwargs = self._minimal_kwargs(wanted)
+            built = self.args_class(**_copied(self.kwargs))
+            # What was changed after construction, and the constructor would not leave as it is
+            self._changed = {n: v for n, v in wanted.items() if not _same(v, getattr(built, n))}
 
     @property
     def names(self) -> list[str]:
@@ -69,49 +74,78 @@ class ArgumentSnapshot:
         Raises:
             ValueError: The arguments' own validation refuses the combination.
         """
-        kwargs = copy.deepcopy(self.kwargs)
-        for name in values or {}:
-            kwargs.pop(_ONE_OF.get(name, ""), None)
-        return self.args_class(**{**kwargs, **copy.deepcopy(dict(values or {}))})
+        values = dict(values or {})
+        replaced = {*values, *(_OTHER[name] for name in values if name in _OTHER)}
+        kwargs = {name: value for name, value in self.kwargs.items() if name not in replaced}
+        args = self.args_class(**_copied({**kwargs, **values}))
+        for name, value in self._changed.items():
+            if name not in replaced:
+                setattr(args, name, _copied(value))
+        return args
 
-    def _minimal_kwargs(self, args: Any) -> dict[str, Any]:
-        names = self._types
-        wanted = _fields_of(args, names)
-        required = {"output_dir": wanted["output_dir"]} if "output_dir" in wanted else {}
-        defaults = _fields_of(self.args_class(**copy.deepcopy(required)), names)
-        kwargs = {n: v for n, v in wanted.items() if n in required or not _same(v, defaults[n])}
-        if not self._gives(kwargs, wanted):
-            # Something was changed after construction that the constructor would not leave as it is
-            return wanted if self._gives(wanted, wanted) else kwargs
-        for name in list(kwargs):
+    def _minimal_kwargs(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        required = {n: wanted[n] for n in wanted if n in _required_fields(self.args_class) or n == "output_dir"}
+        default = self.args_class(**_copied(required))
+        kwargs = {n: v for n, v in wanted.items() if n in required or not _same(v, getattr(default, n))}
+        differences = self._differences(kwargs, wanted)
+        # From the last: a deprecated spelling stands behind the one that has replaced it
+        for name in reversed(list(kwargs)):
             without = {n: v for n, v in kwargs.items() if n != name}
-            if name not in required and self._gives(without, wanted):
+            if name not in required and self._differences(without, wanted) <= differences:
                 kwargs = without
         return kwargs
 
-    def _gives(self, kwargs: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    def _differences(self, kwargs: dict[str, Any], wanted: dict[str, Any]) -> set[str]:
+        """The fields in which arguments built from ``kwargs`` differ from the wanted ones; all if there are none."""
         try:
-            built = self.args_class(**copy.deepcopy(kwargs))
+            built = self.args_class(**_copied(kwargs))
         except Exception:
-            return False
-        return all(_same(value, getattr(built, name)) for name, value in wanted.items())
+            return set(wanted)
+        return {name for name, value in wanted.items() if not _same(value, getattr(built, name))}
+
+
+def _required_fields(args_class: type) -> set[str]:
+    missing = dataclasses.MISSING
+    fields = dataclasses.fields(args_class)
+    return {f.name for f in fields if f.init and f.default is missing and f.default_factory is missing}
 
 
 def _declared_types(args_class: type) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(args_class)
-    except Exception:  # a forward reference that only type checkers can resolve
+    except Exception:  # a forward reference that only type checkers can resolve: of all others the type is known
         hints = {}
+        for base in reversed(args_class.__mro__):
+            for name, annotation in vars(base).get("__annotations__", {}).items():
+                alone = type("Alone", (), {"__annotations__": {name: annotation}, "__module__": base.__module__})
+                with contextlib.suppress(Exception):
+                    hints.update(typing.get_type_hints(alone))
     return {item.name: hints.get(item.name, Any) for item in dataclasses.fields(args_class) if item.init}
 
 
-def _fields_of(args: Any, names: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: copy.deepcopy(getattr(args, name)) for name in names}
+def _copied(value: Any) -> Any:
+    """A copy of containers and dataclasses, which an owner may change; functions and other objects stay the same."""
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(_copied(item) for item in value)
+    return copy.deepcopy(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _same(a: Any, b: Any) -> bool:
     """Equality that tells 0 from 0.0 and False: the constructor may treat them differently."""
-    return type(a) is type(b) and bool(a == b)
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if type(a) is dict:
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    if type(a) in (list, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    try:
+        return bool(a == b)
+    except (TypeError, ValueError, RuntimeError):  # arrays compare by element
+        return False
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import json
 import math
 import types
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -47,11 +48,15 @@ def plain(name: str, value: Any) -> Any:
             if isinstance(value, base):
                 return base(value)
     if callable(getattr(value, "item", None)) and getattr(value, "ndim", 0) == 0:
-        return plain(name, value.item())
+        item = value.item()
+        if type(item) is not type(value):
+            return plain(name, item)
+        if float(value) == value:  # numpy.longdouble is its own item
+            return float(value)
     if isinstance(value, collections.abc.Mapping):
         if bad := [key for key in value if not isinstance(key, str)]:
             raise HyperparameterValueError(name, value, "a dict with string keys", f"The key {bad[0]!r} is none.")
-        return {str(key): plain(name, item) for key, item in value.items()}
+        return {plain(name, key): plain(name, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(name, item) for item in value]
     raise HyperparameterValueError(
@@ -102,13 +107,13 @@ def describe(declared: Any) -> str:
 
 
 def _convert(value: Any, declared: Any) -> Any:
+    if declared is Any:  # a class since Python 3.11
+        return value
     origin = get_origin(declared)
     if origin in (Union, types.UnionType):
         return _convert_to_union(value, get_args(declared))
     if origin is Literal:
-        if value in get_args(declared):
-            return value
-        raise _Lossy("It is none of them.")
+        return _convert_to_literal(value, get_args(declared))
     target = origin or declared
     if not isinstance(target, type) or target in (object, collections.abc.Callable):
         return value  # Any, type variables, callables: nothing to check
@@ -119,10 +124,14 @@ def _convert(value: Any, declared: Any) -> Any:
     if value is None:
         raise _Lossy("None is not allowed here.")
     if issubclass(target, Enum):
+        bare = value.value if isinstance(value, Enum) else value
         try:
-            return target(value.value if isinstance(value, Enum) else value)
+            member = target(bare)
         except ValueError:
             raise _Lossy("It is none of them.") from None
+        if isinstance(bare, bool) != isinstance(member.value, bool):  # True equals 1, but is another value
+            raise _Lossy("It is none of them.")
+        return member
     for base, to_base in _SCALARS.items():
         if issubclass(target, base):
             return to_base(value)
@@ -135,9 +144,22 @@ def _convert(value: Any, declared: Any) -> Any:
             raise _Lossy("The string is no JSON.") from None
         if isinstance(parsed, target):
             return parsed
-    if target is list and isinstance(value, tuple):
-        return list(value)
+    if target in (list, tuple) and isinstance(value, list | tuple):
+        return target(value)
     raise _Lossy("")
+
+
+def _convert_to_literal(value: Any, choices: tuple[Any, ...]) -> Any:
+    for choice in choices:
+        if type(choice) is type(value) and choice == value:
+            return choice
+    for choice in choices:
+        try:
+            if _convert(value, type(choice)) == choice:
+                return choice
+        except _Lossy:
+            continue
+    raise _Lossy("It is none of them.")
 
 
 def _convert_to_union(value: Any, members: tuple[Any, ...]) -> Any:
@@ -182,9 +204,12 @@ def _to_int(value: Any) -> int:
         raise _Lossy("The fraction would be lost.")
     if isinstance(value, str):
         try:
-            return int(value)
-        except ValueError:
-            return _to_int(_to_float(value))
+            number = Decimal(value)
+        except InvalidOperation:
+            raise _Lossy("The string is no number.") from None
+        if number.is_finite() and number == number.to_integral_value():
+            return int(number)
+        raise _Lossy("The fraction would be lost.")
     raise _Lossy("")
 
 

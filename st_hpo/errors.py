@@ -19,7 +19,8 @@ def nearest(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
         The nearest choices; empty when nothing is near.
     """
     choices = list(dict.fromkeys(choices))
-    by_last_part = [choice for choice in choices if choice.rpartition(".")[2] == name]
+    last_part = name.rpartition(".")[2]
+    by_last_part = [choice for choice in choices if choice.rpartition(".")[2] == last_part]
     by_spelling = difflib.get_close_matches(name, choices, n=n, cutoff=0.6)
     return list(dict.fromkeys(by_last_part + by_spelling))[:n]
 

@@ -97,14 +97,15 @@ class Factory:
             parameters = []
         self.accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        self._first = named[0].name if role == "loss_init" and named else None  # the model
         if role == "loss_init":
-            named = named[1:]  # the model
+            named = named[1:]
         self._named = named
         self.keywords = [p.name for p in named if p.kind is not p.POSITIONAL_ONLY]
 
     def accepts(self, name: str) -> bool:
         """Whether a hyperparameter of this name can be passed by keyword."""
-        return self.accepts_any or name in self.keywords
+        return (self.accepts_any and name != self._first) or name in self.keywords
 
     def trial_parameter(self, given: Mapping[str, Any]) -> str | None:
         """Returns the parameter that gets the trial: one that no hyperparameter names.
@@ -141,9 +142,9 @@ class Factory:
         name = self.trial_parameter(given)
         positional = list(first)
         if name is not None:
-            kind = next(p.kind for p in self._named if p.name == name)
-            if kind is inspect.Parameter.POSITIONAL_ONLY:
-                positional.append(trial)
+            index = next(i for i, p in enumerate(self._named) if p.name == name)
+            if self._named[index].kind is inspect.Parameter.POSITIONAL_ONLY:
+                positional += [*(p.default for p in self._named[:index]), trial]
             else:
                 given[name] = trial
         return self.function(*positional, **given)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from st_hpo.errors import DirectionError, MetricNotFoundError, ObjectiveError, did_you_mean
@@ -107,8 +110,8 @@ class Objective:
                 and direction != (natural := _natural(name, evaluator) or direction)
             ):
                 logger.warning(
-                    f"The search will {direction} {name!r}, though its evaluator says that it is to {natural} it "
-                    "(`greater_is_better`). Leave `direction` out to follow the evaluator."
+                    f"The search will {direction} {name!r}, though a loss or its evaluator (`greater_is_better`) says "
+                    f"that it is to {natural} it. Leave `direction` out to follow that."
                 )
 
     @property
@@ -165,11 +168,11 @@ class Objective:
 
 
 def _as_number(value: Any, name: str) -> float:
-    if not isinstance(value, str | bytes | bool):
-        try:
+    if callable(getattr(value, "item", None)) and getattr(value, "ndim", 0) == 0:
+        value = value.item()  # a scalar of NumPy or torch
+    if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
             return float(value)
-        except (TypeError, ValueError):
-            pass
     raise ObjectiveError(f"The objective {name!r} must be a number, but is {value!r} of type {type(value).__name__}.")
 
 
@@ -217,25 +220,30 @@ def resolve_objective(compute_objective: ComputeObjective, direction: Any, evalu
             return Objective([PREFIX + "loss"], given or ["minimize"])
         return Objective([_PRIMARY], given or [_direction_of_evaluator(evaluator)], _evaluator=evaluator)
 
-    names = [compute_objective] if isinstance(compute_objective, str) else list(compute_objective)
-    if not names or not all(isinstance(name, str) and name for name in names):
+    keys: Any = [compute_objective] if isinstance(compute_objective, str) else compute_objective
+    if not isinstance(keys, list | tuple) or not keys or not all(isinstance(key, str) and key for key in keys):
         raise ObjectiveError(
             "`compute_objective` must be a metric key, a list of metric keys, a callable or None, but got "
             f"{compute_objective!r}."
         )
-    if given is not None and len(given) != len(names):
+    if given is not None and len(given) != len(keys):
         raise DirectionError(
-            f"There are {len(names)} objective(s), {names!r}, but {len(given)} direction(s), {given!r}. "
+            f"There are {len(keys)} objective(s), {keys!r}, but {len(given)} direction(s), {given!r}. "
             "Give one direction for each objective.",
             direction,
         )
-    return Objective(names, given or [""] * len(names))
+    return Objective(list(keys), given or [""] * len(keys))
 
 
 def _evaluators(evaluator: Any) -> list[Any]:
-    """The evaluator and, where it runs others (SequentialEvaluator, NanoBEIREvaluator), those."""
+    """The evaluator and, where it runs others (SequentialEvaluator, NanoBEIREvaluator), those, and theirs."""
+    if evaluator is None:
+        return []
     inner = getattr(evaluator, "evaluators", None)
-    return [evaluator, *(inner if isinstance(inner, list) else [])] if evaluator is not None else []
+    return [
+        evaluator,
+        *(deeper for item in (inner if isinstance(inner, list) else []) for deeper in _evaluators(item)),
+    ]
 
 
 def _direction_of_evaluator(evaluator: Any) -> str:
@@ -243,8 +251,8 @@ def _direction_of_evaluator(evaluator: Any) -> str:
 
     A SequentialEvaluator's own flag is always True, so where it runs other evaluators, they decide.
     """
-    outer, *inner = _evaluators(evaluator)
-    flags = {bool(getattr(item, "greater_is_better", True)) for item in (inner or [outer])}
+    leaves = [item for item in _evaluators(evaluator) if len(_evaluators(item)) == 1]
+    flags = {bool(getattr(item, "greater_is_better", True)) for item in leaves}
     if len(flags) > 1:
         raise DirectionError(
             f"The evaluators inside {type(evaluator).__name__} disagree on `greater_is_better`, so `direction` must "

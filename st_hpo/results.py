@@ -203,6 +203,15 @@ class SearchResult:
                 f"This is no SearchResult that this version of st_hpo reads: its format_version is {version!r}, "
                 f"expected {FORMAT_VERSION}. A later one needs `pip install -U st-hpo`."
             )
+        try:
+            return cls._from_data(data)
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise ConfigurationError(
+                f"This SearchResult is damaged: {type(exc).__name__} {exc}. Was the file cut off or edited?"
+            ) from exc
+
+    @classmethod
+    def _from_data(cls, data: dict[str, Any]) -> SearchResult:
         baseline = data["baseline"]
         return cls(
             trials=[TrialRecord.from_dict(trial) for trial in data["trials"]],
@@ -233,7 +242,10 @@ class SearchResult:
             FileNotFoundError: There is no such file.
             ConfigurationError: The file is no search result.
         """
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except UnicodeDecodeError as exc:
+            raise ConfigurationError(f"{str(path)!r} is no saved SearchResult: it is no text ({exc}).") from exc
 
     def __str__(self) -> str:
         counts = {state: sum(trial.state == state for trial in self.trials) for state in STATES}
@@ -251,6 +263,8 @@ def _union(dicts: Any) -> list[str]:
 
 def _one_type(values: list[Any]) -> list[Any]:
     kinds = {type(value) for value in values if value is not None}
+    if any(type(value) is int and not -(2**63) <= value < 2**63 for value in values):
+        kinds = {dict}  # more digits than a column of integers holds
     if kinds <= {int, float} and kinds:
         fits = all(abs(v) <= 2**53 for v in values if type(v) is int)
         if kinds == {int} or fits:
@@ -260,8 +274,29 @@ def _one_type(values: list[Any]) -> list[Any]:
     return [None if value is None else json.dumps(to_jsonable(value), sort_keys=True) for value in values]
 
 
+def recordable(value: Any) -> Any:
+    """Returns a metric as a plain Python value: evaluators of one's own may return scalars of NumPy or torch.
+
+    Arrays become lists; what is no number, string, list or dict becomes its text.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, dict):
+        return {str(key): recordable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [recordable(item) for item in value]
+    for base in (int, float, str):
+        if isinstance(value, base):
+            return base(value)
+    if callable(getattr(value, "tolist", None)):
+        listed = value.tolist()
+        return recordable(listed) if type(listed) is not type(value) else float(listed)
+    return str(value)
+
+
 def to_jsonable(value: Any) -> Any:
     """Returns ``value`` with NaN and the infinities, which JSON does not have, as ``{"$float": "nan"}``."""
+    value = recordable(value)
     if isinstance(value, float) and not math.isfinite(value):
         return {_FLOAT_TAG: repr(value)}
     if isinstance(value, dict):

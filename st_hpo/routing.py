@@ -32,7 +32,7 @@ class Routed:
     def all(self) -> dict[str, Any]:
         """Every value under its full name, as it was set."""
         return {
-            **self.arguments,
+            **{name: plain(name, value) for name, value in self.arguments.items()},
             **{MODEL_PREFIX + name: value for name, value in self.model.items()},
             **{LOSS_PREFIX + name: value for name, value in self.loss.items()},
             **self.free,
@@ -119,8 +119,7 @@ class Router:
                 routed.loss[name.removeprefix(LOSS_PREFIX)] = value
             else:
                 routed.free[name] = value
-        converted = self.snapshot.convert(arguments)
-        routed.arguments = {name: plain(name, value) for name, value in converted.items()}
+        routed.arguments = self.snapshot.convert(arguments)
         return routed
 
     def check_read(self, routed: Routed, trial: TrialView) -> None:
@@ -157,10 +156,13 @@ class Router:
 
 
 def _probes(dimension: Dimension) -> tuple[Any, ...]:
-    """Values of a dimension that show whether all of them fit; for a float one between its bounds as well."""
+    """Values of a dimension that show whether all of them fit; for a float one between its bounds as well.
+
+    It lies at the golden section: a rounder share of the range might be an integer by chance.
+    """
     if isinstance(dimension, Categorical):
         return dimension.choices
     if isinstance(dimension, Float) and dimension.low < dimension.high:
-        inner = dimension.low + (dimension.step or (dimension.high - dimension.low) * 0.37)
+        inner = dimension.low + (dimension.step or (dimension.high - dimension.low) * 0.6180339887498949)
         return (dimension.low, inner, dimension.high)
     return (dimension.low, dimension.high)

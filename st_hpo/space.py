@@ -5,6 +5,8 @@ Pure Python: no torch, no transformers. Each backend turns a space into its own 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +17,12 @@ from st_hpo.errors import SearchSpaceError
 
 
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise SearchSpaceError(f"{what} must be a finite number, but got {value!r}.")
-    return value
+    if callable(getattr(value, "item", None)) and getattr(value, "ndim", 0) == 0:
+        value = value.item()  # a scalar of NumPy or torch
+    with contextlib.suppress(OverflowError):  # an integer beyond every float
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return value
+    raise SearchSpaceError(f"{what} must be a finite number, but got {value!r:.50}.")
 
 
 def _check_range(kind: str, low: float, high: float, step: float | None, log: bool) -> None:
@@ -109,9 +114,9 @@ class Categorical:
         values = [plain("choices", choice) for choice in choices]
         if not values:
             raise SearchSpaceError("Categorical: `choices` must have at least one choice, but got [].")
-        # 1, 1.0 and True are equal for Python, yet different choices
-        seen = [(type(value), value) for value in values]
-        if twice := [value for index, (_, value) in enumerate(seen) if seen[index] in seen[:index]]:
+        # 1, 1.0 and True are equal for Python, yet different choices: their JSON text tells them apart
+        seen = [json.dumps(value, sort_keys=True) for value in values]
+        if twice := [values[index] for index, text in enumerate(seen) if text in seen[:index]]:
             raise SearchSpaceError(f"Categorical: the choice {twice[0]!r} is given twice.")
         object.__setattr__(self, "choices", tuple(values))
 

@@ -20,7 +20,7 @@ from st_hpo.factories import Factory, TrialView, make_loss, make_model
 from st_hpo.objective import Objective
 from st_hpo.recipe import TrainerRecipe
 from st_hpo.release import forget_frames, release_memory, take_apart
-from st_hpo.results import COMPLETED, FAILED, PRUNED, Baseline, TrialRecord
+from st_hpo.results import COMPLETED, FAILED, PRUNED, Baseline, TrialRecord, recordable
 from st_hpo.routing import Routed, Router
 
 Report = Callable[[float, int], bool]
@@ -139,7 +139,7 @@ class TrialRunner:
         finally:
             release_memory(args)
         values = self.objective.values(metrics)
-        return Baseline(_single(values), metrics, time.perf_counter() - started)
+        return Baseline(_single(values), recordable(metrics), time.perf_counter() - started)
 
     def _evaluate_untrained(self, args: Any, view: TrialView | None) -> dict[str, Any]:
         model, loss = make_model_and_loss(args, self.factories, self.applied, view)
@@ -220,7 +220,7 @@ class TrialRunner:
             raise SearchSpaceError("The search space is empty: `hp_space` returned {} and nothing was suggested.")
 
         def on_evaluation(step: int, metrics: dict[str, Any]) -> None:
-            record.metrics = metrics
+            record.metrics = recordable(metrics)
             if report is not None and step > 0 and report(self.objective.values(metrics)[0], step):
                 raise _Pruned(f"pruned at step {step}")
 
@@ -233,19 +233,20 @@ class TrialRunner:
             with _phase(record, "train"):
                 trainer.train()
             with _phase(record, "evaluate"):
-                record.metrics = final_evaluation(trainer, evaluations)
-            self._conclude(record, evaluations)
+                metrics = final_evaluation(trainer, evaluations)
+            self._conclude(record, metrics, evaluations)
         finally:
             with _phase(record, "release"):
                 take_apart(trainer)
 
-    def _conclude(self, record: TrialRecord, evaluations: EvaluationRecorder) -> None:
-        values = self.objective.values(record.metrics)
+    def _conclude(self, record: TrialRecord, metrics: dict[str, Any], evaluations: EvaluationRecorder) -> None:
+        record.metrics = recordable(metrics)
+        values = self.objective.values(metrics)
         if self.best_evaluation:
             for evaluation in evaluations.during_training:
                 candidate = self.objective.values(evaluation.metrics)
                 if self.objective.is_better(candidate[0], values[0]):
-                    values, record.metrics = candidate, evaluation.metrics
+                    values, record.metrics = candidate, recordable(evaluation.metrics)
         if self.objective.is_nan(values):
             record.state = FAILED
             record.error = f"The objective is NaN: {dict(zip(self.objective.names, values, strict=True))}"

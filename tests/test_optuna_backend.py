@@ -192,10 +192,8 @@ def test_optuna_is_found_by_its_name_and_by_transformers_and_is_the_default(name
 def test_a_backend_that_is_not_supported_yet_is_refused(name):
     with pytest.raises(NotSupportedError) as caught:
         get_backend(name)
-    value = getattr(name, "value", name)
-    assert str(caught.value) == (
-        f"backend={value!r} is not supported by this version of st_hpo. Choose one of ['optuna']."
-    )
+    message = f"backend={getattr(name, 'value', name)!r} is not supported by this version of st_hpo."
+    assert str(caught.value) == f"{message} Choose one of ['optuna']."
 
 
 @pytest.mark.parametrize(("name", "hint"), [("optun", " Did you mean 'optuna'?"), ("hyperopt", ""), ("", "")])

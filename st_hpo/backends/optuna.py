@@ -73,25 +73,35 @@ class OptunaBackend(SearchBackend):
             self._study = study
 
             def objective(trial: Any) -> Any:
-                def report(value: float, step: int) -> bool:
-                    trial.report(value, step)
-                    return bool(trial.should_prune())
-
                 try:
-                    record = trainer.run_trial(
-                        trial.number, lambda: _propose(trainer.hp_space, trial), trial, report if single else None
-                    )
-                finally:
-                    if (ended := trainer.record_of(trial.number)) is not None:
-                        # As text: a thousand nested dicts would be walked by every garbage collection
-                        trial.set_user_attr(RECORD_ATTRIBUTE, json.dumps(ended.to_dict()))
-                if record.state == PRUNED:
-                    raise optuna.TrialPruned(record.error)
-                if record.state == FAILED:  # the objective is NaN: Optuna records a failure, and goes on
-                    return float("nan")
-                return record.values[0] if single else record.values
+                    return self._run_trial(trainer, trial, single)
+                except BaseException as exc:
+                    if not isinstance(exc, Exception | KeyboardInterrupt):  # sys.exit(): Optuna would leave it running
+                        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                    raise
 
             study.optimize(objective, n_trials=n_trials, **optimize)
+
+    def _run_trial(self, trainer: SearchTarget, trial: Any, single: bool) -> Any:
+        import optuna
+
+        def report(value: float, step: int) -> bool:
+            trial.report(value, step)
+            return bool(trial.should_prune())
+
+        try:
+            record = trainer.run_trial(
+                trial.number, lambda: _propose(trainer.hp_space, trial), trial, report if single else None
+            )
+        finally:
+            if (ended := trainer.record_of(trial.number)) is not None:
+                # As text: a thousand nested dicts would be walked by every garbage collection
+                trial.set_user_attr(RECORD_ATTRIBUTE, json.dumps(ended.to_dict()))
+        if record.state == PRUNED:
+            raise optuna.TrialPruned(record.error)
+        if record.state == FAILED:  # the objective is NaN: Optuna records a failure, and goes on
+            return float("nan")
+        return record.values[0] if single else record.values
 
     @property
     def native(self) -> Any:
