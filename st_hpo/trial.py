@@ -17,10 +17,11 @@ from st_hpo.conversion import plain
 from st_hpo.errors import ConfigurationError, SearchSpaceError
 from st_hpo.evaluations import EvaluationRecorder, final_evaluation
 from st_hpo.factories import Factory, TrialView, make_loss, make_model
+from st_hpo.jsonable import recordable
 from st_hpo.objective import Objective
 from st_hpo.recipe import TrainerRecipe
 from st_hpo.release import forget_frames, release_memory, take_apart
-from st_hpo.results import COMPLETED, FAILED, PRUNED, Baseline, TrialRecord, recordable
+from st_hpo.results import COMPLETED, FAILED, PRUNED, Baseline, TrialRecord
 from st_hpo.routing import Routed, Router
 
 Report = Callable[[float, int], bool]
