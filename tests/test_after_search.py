@@ -314,7 +314,7 @@ def test_the_old_name_of_the_processing_class_still_works():
 def test_a_direction_against_the_evaluators_own_is_followed_with_a_warning(caplog):
     best = fast_trainer().hyperparameter_search(RATES, METRIC, n_trials=2, direction="minimize")
     assert best.objective == min(trial.objective for trial in best.run_summary.trials)
-    assert "though its evaluator says that it is to maximize it" in caplog.text
+    assert "but the metric itself says 'maximize'" in caplog.text
 
 
 def test_a_trial_that_has_suggested_nothing_yet_is_still_a_trial():
