@@ -110,8 +110,8 @@ class Objective:
                 and direction != (natural := _natural(name, evaluator) or direction)
             ):
                 logger.warning(
-                    f"The search will {direction} {name!r}, but the metric itself says {natural!r}: a loss is minimized, "
-                    "an evaluator's primary metric follows `greater_is_better`. Leave `direction` out to follow that."
+                    f"The search will {direction} {name!r}, but the metric itself says {natural!r}: a loss is "
+                    "minimized, an evaluator's primary metric follows `greater_is_better`. Leave `direction` out to follow that."
                 )
 
     @property
