@@ -103,15 +103,13 @@ class Objective:
         """
         known = list(zip(self.names, self.directions, strict=True))
         self.directions = [direction or _direction_of_key(name, evaluator) for name, direction in known]
-        for name, direction in known:
-            if (
-                direction
-                and self._function is None
-                and direction != (natural := _natural(name, evaluator) or direction)
-            ):
+        for name, direction in known if self._function is None else []:
+            natural = _natural(name, evaluator)
+            if direction and natural and direction != natural:
                 logger.warning(
                     f"The search will {direction} {name!r}, but the metric itself says {natural!r}: a loss is "
-                    "minimized, an evaluator's primary metric follows `greater_is_better`. Leave `direction` out to follow that."
+                    "minimized, an evaluator's primary metric follows `greater_is_better`. Leave `direction` out to "
+                    "follow that."
                 )
 
     @property
