@@ -5,6 +5,7 @@ from __future__ import annotations
 from st_hpo._version import __version__
 from st_hpo.errors import (
     BackendNotInstalledError,
+    BackendUnavailableError,
     ConfigurationError,
     DirectionError,
     FactoryError,
@@ -14,7 +15,9 @@ from st_hpo.errors import (
     NoFinishedTrialError,
     NotSupportedError,
     ObjectiveError,
+    RankError,
     SearchSpaceError,
+    TooManyFailuresError,
     UnknownHyperparameterError,
 )
 from st_hpo.results import Baseline, SearchResult, TrialRecord
@@ -29,6 +32,7 @@ from st_hpo.trainer import (
 
 __all__ = [
     "BackendNotInstalledError",
+    "BackendUnavailableError",
     "Baseline",
     "Categorical",
     "ConfigurationError",
@@ -45,11 +49,13 @@ __all__ = [
     "NoFinishedTrialError",
     "NotSupportedError",
     "ObjectiveError",
+    "RankError",
     "SearchResult",
     "SearchSpace",
     "SearchSpaceError",
     "SentenceTransformerHPOTrainer",
     "SparseEncoderHPOTrainer",
+    "TooManyFailuresError",
     "TrialRecord",
     "UnknownHyperparameterError",
     "__version__",

@@ -33,10 +33,12 @@ class ArgumentSnapshot:
     Attributes:
         kwargs: The fields that the constructor must be given; those that it derives itself are left out, so that
             they are derived again from a trial's values.
+        output_dir: The folder for everything that is written.
     """
 
     def __init__(self, args: Any) -> None:
         self.args_class = type(args)
+        self.output_dir: str = args.output_dir
         self._types = _declared_types(self.args_class)
         with _silent():
             wanted = {name: _copied(getattr(args, name)) for name in self._types}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from st_hpo.errors import ConfigurationError, FactoryError
-from st_hpo.factories import Factory, TrialView, make_loss
+from st_hpo.factories import Factories, Factory, TrialView, make_loss, make_model_and_loss
 from st_hpo.recipe import (
     REPLACEABLE,
     CallbackLedger,
@@ -27,7 +27,6 @@ from st_hpo.recipe import (
 )
 from st_hpo.results import SearchResult
 from st_hpo.routing import Routed
-from st_hpo.trial import Factories, make_model_and_loss
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +177,12 @@ class RebuildableTrainer:
             vars(self).pop(name, None)
         self._built = {name: value for name, value in self._built.items() if name in _KEPT}
         self._released = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: everything but the model and what was made from it, which is built there."""
+        gone = self._upstream_attributes - _KEPT
+        state = {name: value for name, value in vars(self).items() if name not in gone}
+        return {**state, "_released": True, "_plan": self._current_plan(), "last_search": None}
 
     def __getattr__(self, name: str) -> Any:
         state = vars(self)

@@ -131,6 +131,28 @@ class BackendNotInstalledError(HPOError, RuntimeError):
     """The package of a search backend is missing; the message has the pip command."""
 
 
+class BackendUnavailableError(HPOError, RuntimeError):
+    """The server of a search backend cannot be reached, or refuses to serve."""
+
+
+class RankError(HPOError, RuntimeError):
+    """Another process of the same training (another rank under torchrun) has failed, or is gone.
+
+    Attributes:
+        fatal: Whether the search cannot go on.
+        kinds: The names of the class of the error there, and of its base classes.
+    """
+
+    def __init__(self, message: str, fatal: bool = False, kinds: Sequence[str] = ()) -> None:
+        self.fatal = fatal
+        self.kinds = list(kinds)
+        super().__init__(message)
+
+
+class TooManyFailuresError(HPOError, RuntimeError):
+    """So many trials have failed in a row that the search was ended; the message has the causes."""
+
+
 class NoFinishedTrialError(HPOError, RuntimeError):
     """A search ended without a single finished trial, so there is no best run.
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import enable_full_determinism, set_seed
 
 from st_hpo.errors import ConfigurationError, FactoryError
+
+if TYPE_CHECKING:
+    from st_hpo.routing import Routed
 
 MODEL_PREFIX, LOSS_PREFIX = "model.", "loss."
 
@@ -37,6 +44,11 @@ class TrialView(Mapping[str, Any]):
     @property
     def params(self) -> Mapping[str, Any]:
         """The hyperparameters, suggestions made so far included."""
+        return self
+
+    @property
+    def assignments(self) -> Mapping[str, Any]:
+        """The same, as SigOpt's runs name them."""
         return self
 
     def __getitem__(self, name: str) -> Any:
@@ -206,3 +218,58 @@ def make_loss(
         raise FactoryError(f"`loss_init` must return a loss (a torch.nn.Module), but returned {what}")
     _note(loss, factories.role, must_be_new)
     return loss
+
+
+@dataclass
+class Factories:
+    """The user's functions that make what a trial trains.
+
+    Attributes:
+        model_init: Makes the model.
+        loss_init: Makes the loss; several by dataset name; None for the trainer's default loss.
+        model_class: What ``model_init`` must return.
+    """
+
+    model_init: Factory
+    loss_init: Factory | Mapping[str, Factory] | None
+    model_class: type
+
+
+def seed_everything(args: Any) -> None:
+    """Seeds as upstream's trainer does at its construction (transformers.Trainer.__init__)."""
+    if args.full_determinism:
+        enable_full_determinism(args.seed)
+    else:
+        set_seed(args.seed)
+
+
+def make_model_and_loss(
+    args: Any,
+    factories: Factories,
+    routed: Routed,
+    trial: TrialView | None,
+    phase: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext(),
+    must_be_new: bool = True,
+) -> tuple[Any, Any]:
+    """Seeds, then calls ``model_init`` and ``loss_init``: the first line of training by hand.
+
+    Args:
+        args: The training arguments, for the seed.
+        factories: The two functions.
+        routed: The hyperparameters that go to them.
+        trial: What their trial parameter gets.
+        phase: Times what runs inside of it.
+        must_be_new: Whether to refuse a model or a loss that was trained before.
+
+    Returns:
+        The model, and the loss (None for the trainer's default).
+    """
+    with phase("seed"):
+        seed_everything(args)
+    with phase("model"):
+        model = make_model(factories.model_init, routed.model, trial, factories.model_class, must_be_new)
+    with phase("loss"):
+        loss = None
+        if factories.loss_init is not None:
+            loss = make_loss(factories.loss_init, model, routed.loss, trial, must_be_new)
+    return model, loss

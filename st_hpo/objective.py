@@ -95,15 +95,19 @@ class Objective:
     _function: Callable[[dict[str, Any]], Any] | None = None
     _evaluator: Any = field(default=None, repr=False)
 
-    def settle(self, evaluator: Any) -> None:
+    def settle(self, evaluator: Any, warn: bool = True) -> None:
         """Finds the directions that follow from the evaluator: many know their primary metric only after a first run.
+
+        Args:
+            evaluator: The trainer's evaluator, or None.
+            warn: Whether to warn of directions that go against their metric.
 
         Raises:
             DirectionError: Nothing says in which direction a key is to be optimized.
         """
         known = list(zip(self.names, self.directions, strict=True))
         self.directions = [direction or _direction_of_key(name, evaluator) for name, direction in known]
-        for name, direction in known if self._function is None else []:
+        for name, direction in known if self._function is None and warn else []:
             natural = _natural(name, evaluator)
             if direction and natural and direction != natural:
                 logger.warning(

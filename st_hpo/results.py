@@ -30,6 +30,8 @@ class TrialRecord:
         phases: The seconds of each phase: ``propose``, ``arguments``, ``seed``, ``model``, ``loss``, ``trainer``,
             ``train`` (evaluations during training included), ``evaluate`` and ``release``.
         error: The type and message of the exception that ended a failed trial; the step at which a trial was pruned.
+        backend_id: What the backend calls the trial (Ray's trial id, the id of a W&B or SigOpt run); None where its
+            number is its name.
     """
 
     number: int
@@ -40,6 +42,7 @@ class TrialRecord:
     seconds: float | None = None
     phases: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    backend_id: str | None = None
 
     @property
     def values(self) -> list[float]:

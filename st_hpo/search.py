@@ -1,22 +1,22 @@
-"""One search from start to end: preflight, trials, result."""
+"""One search from start to end: baseline, trials, result."""
 
 from __future__ import annotations
 
 import gc
 import logging
-import os
+import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers.trainer_utils import BestRun
 
 from st_hpo._version import __version__
-from st_hpo.backends import SearchBackend, get_backend
-from st_hpo.console import SearchProgress, quiet
-from st_hpo.errors import ConfigurationError, NoFinishedTrialError, NotSupportedError
+from st_hpo.backends import SearchBackend
+from st_hpo.console import SearchProgress
+from st_hpo.errors import NoFinishedTrialError
+from st_hpo.faults import SIGTERM, FaultPolicy, SearchStopped, StopSignal
 from st_hpo.objective import Objective
 from st_hpo.results import COMPLETED, FAILED, Baseline, SearchResult, TrialRecord
-from st_hpo.space import SearchSpace
 from st_hpo.trial import TrialRunner
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ class Search:
         baseline: Whether to evaluate the untrained model first.
         show_progress: Whether to show the progress bar.
         on_progress: Called with the result so far whenever it has grown.
+        faults: Which failures end the search.
+        stop: Whether the search is to end, by a timeout or SIGTERM.
         backend_arguments: The backend's own arguments.
     """
 
@@ -45,6 +47,8 @@ class Search:
         baseline: bool,
         show_progress: bool,
         on_progress: Callable[[SearchResult], None],
+        faults: FaultPolicy,
+        stop: StopSignal,
         backend_arguments: Mapping[str, Any],
     ) -> None:
         self.backend = backend
@@ -55,12 +59,16 @@ class Search:
         self._with_baseline = baseline
         self._show_progress = show_progress
         self._on_progress = on_progress
+        self._faults = faults
+        self._stop = stop
         self._arguments = dict(backend_arguments)
         self._records: dict[int, TrialRecord] = {}
         self._baseline: Baseline | None = None
         self._best: TrialRecord | None = None
         self._progress: SearchProgress | None = None
         self._may_freeze = False
+        self._interrupts = False
+        self._stopped_by: str | None = None
 
     @property
     def objective(self) -> Objective:
@@ -81,25 +89,34 @@ class Search:
         Raises:
             NoFinishedTrialError: No trial gave an objective.
             KeyboardInterrupt: Ctrl-C before the first trial was finished; later, what is done so far is returned.
-            Exception: What a trial raised, unless ``catch`` names it.
+            SystemExit: SIGTERM, once the search has ended in good order.
+            TooManyFailuresError: So many trials have failed in a row that none may work.
+            Exception: What a trial raised, unless ``on_error`` or ``catch`` say otherwise.
         """
         interrupted: KeyboardInterrupt | None = None
         self._may_freeze = gc.get_freeze_count() == 0  # otherwise the user has frozen, and unfreezing would undo it
         self._freeze()
         try:
             self._run_baseline()
-            self.objective.settle(self.runner.recipe.parts["evaluator"])
+            self._settle()
             self._progress = SearchProgress(self.n_trials, disable=not self._show_progress)
-            self._run_backend()
+            with self._stop.watching(self._interrupts):
+                self._run_backend()
         except KeyboardInterrupt as exc:
             interrupted = exc
+        except SearchStopped as exc:
+            self._stopped_by = exc.reason
+            logger.warning(f"The search has ended early: {exc.reason}.")
         finally:
             if self._progress is not None:
                 self._progress.close()
             if self._may_freeze:
                 gc.unfreeze()
+            self.backend.close()
             result = self.result(interrupted is not None)
             self._on_progress(result)
+        if self._stopped_by == SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
         return self._best_run(result, interrupted)
 
     def _freeze(self) -> None:
@@ -115,16 +132,25 @@ class Search:
     def _run_baseline(self) -> None:
         if not self._with_baseline:
             return
-        if self.verbose:
-            self._baseline = self.runner.baseline()
-        else:
-            with quiet(logging.WARNING):
-                self._baseline = self.runner.baseline()
+        self._baseline, self.objective.names, self.objective.directions = self.backend.run_baseline(self)
+
+    def _settle(self) -> None:
+        self.objective.settle(self.runner.recipe.parts["evaluator"])
 
     def _run_backend(self) -> None:
         directions = self.objective.directions
         direction: str | list[str] = directions if self.objective.is_multi else directions[0]
         self.backend.run(self, self.n_trials, direction, **self._arguments)
+
+    @property
+    def directions(self) -> list[str]:
+        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        return list(self.objective.directions)
+
+    @property
+    def portable(self) -> TrialRunner:
+        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        return self.runner
 
     def run_trial(
         self,
@@ -132,27 +158,56 @@ class Search:
         propose: Callable[[], Mapping[str, Any]],
         native: Any = None,
         report: Callable[[float, int], bool] | None = None,
+        *,
+        backend_id: str | None = None,
+        catch: tuple[type[BaseException], ...] = (),
     ) -> TrialRecord:
         """See :meth:`st_hpo.backends.base.SearchTarget.run_trial`."""
-        record = self._records[number] = TrialRecord(number)
+        self._stop.check()
+        record = self._records[number] = TrialRecord(number, backend_id=backend_id)
         try:
-            if self.verbose:
-                self.runner.run(record, propose, native, report)
-            else:
-                # Warnings are seen once: in the baseline and the first trial
-                with quiet(logging.WARNING if len(self._records) == 1 else logging.ERROR):
-                    self.runner.run(record, propose, native, report)
+            self.runner.run(record, propose, native, report, stop=self._stop)
+        except BaseException as exc:
+            if not self.survives(exc, catch):
+                raise
+            logger.warning(f"Trial {number} failed, and the search goes on: {record.error}")
         finally:
             self._trial_ended(record)
             if len(self._records) == 1:
                 self._freeze()
+        if (too_many := self._faults.too_many) is not None:
+            raise too_many
         return record
+
+    def survives(self, exc: BaseException, catch: tuple[type[BaseException], ...] = ()) -> bool:
+        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        return self._faults.survives(exc, catch)
+
+    @property
+    def ending(self) -> BaseException | None:
+        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        if (reason := self._stop.reason) is not None:
+            return SearchStopped(reason)
+        return self._faults.too_many
+
+    @property
+    def output_dir(self) -> str:
+        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        return self.runner.snapshot.output_dir
 
     def record_of(self, number: int) -> TrialRecord | None:
         """See :meth:`st_hpo.backends.base.SearchTarget.record_of`."""
         return self._records.get(number)
 
+    def add_record(self, record: TrialRecord, objective_names: list[str] | None = None) -> None:
+        """See :meth:`st_hpo.backends.base.SearchTarget.add_record`."""
+        if objective_names is not None:
+            self.objective.names = list(objective_names)
+        self._records[record.number] = record
+        self._trial_ended(record)
+
     def _trial_ended(self, record: TrialRecord) -> None:
+        self._faults.note(record)
         if record.state == COMPLETED and not self.objective.is_multi:
             value = record.values[0]
             if self._best is None or self.objective.is_better(value, self._best.values[0]):
@@ -176,19 +231,22 @@ class Search:
         )
 
     def _all_records(self) -> list[TrialRecord]:
-        own = list(self._records.values())
+        own = sorted(self._records.values(), key=lambda record: record.number)
         if self.backend.native is None:
             return own
         try:
-            return self.backend.records(self)
+            known = self.backend.records(self)
         except Exception as exc:  # a storage that has gone away must not take this search's own trials with it
             logger.warning(
                 f"The study cannot be read ({type(exc).__name__}: {exc}); the result has this search's trials."
             )
             return own
+        return own if known is None else known
 
     def _best_run(self, result: SearchResult, interrupted: KeyboardInterrupt | None) -> BestRun | list[BestRun]:
         best = result.best_trials
+        if best and (chosen := self.backend.best(result.completed)) is not None:
+            best = [chosen]
         if not best:
             if interrupted is not None:
                 raise interrupted
@@ -202,69 +260,8 @@ class Search:
             logger.warning(
                 f"The search was interrupted after {len(result.completed)} finished trials; their best is returned."
             )
-        runs = [BestRun(str(trial.number), trial.objective, dict(trial.hyperparameters), result) for trial in best]
+        runs = [
+            BestRun(trial.backend_id or str(trial.number), trial.objective, dict(trial.hyperparameters), result)
+            for trial in best
+        ]
         return runs if self.objective.is_multi else runs[0]
-
-
-def process_count(args: Any) -> int:
-    """Returns how many processes this training would have.
-
-    The arguments' own ``world_size`` is 1 on a machine without accelerators unless ``use_cpu=True``, also under
-    torchrun, so the launcher's environment and the process group are asked as well.
-    """
-    import torch.distributed
-
-    group = 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        group = torch.distributed.get_world_size()
-    launched = os.environ.get("WORLD_SIZE", "1")
-    return max(int(args.world_size), group, int(launched) if launched.isdigit() else 1)
-
-
-def check_search(
-    backend: Any,
-    hp_space: Any,
-    n_trials: Any,
-    objective: Objective,
-    objective_from: Any,
-    args: Any,
-    backend_arguments: Mapping[str, Any],
-) -> tuple[SearchBackend, Any]:
-    """Checks what needs no model to be checked.
-
-    Returns:
-        The backend and the search space.
-
-    Raises:
-        ConfigurationError: Naming what was wrong, the value, the choices and the fix.
-        NotSupportedError: Several processes or another backend.
-    """
-    processes = process_count(args)
-    if processes > 1:
-        raise NotSupportedError(
-            f"This search runs in {processes} processes, but this version of st_hpo searches in one process: "
-            "start the script with `python`, not with `torchrun` or `accelerate launch`."
-        )
-    found = get_backend(backend)
-    if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
-        raise ConfigurationError(f"`n_trials` must be an integer of at least 1, but got {n_trials!r}.")
-    space = found.default_hp_space(None) if hp_space is None else hp_space
-    if isinstance(space, Mapping) and not isinstance(space, SearchSpace) and not space:
-        space = SearchSpace(space)  # refuses the empty space in its own words
-    if backend_arguments.get("pruner") is not None and args.eval_strategy == "no":
-        logger.warning(
-            "`pruner` is given, but nothing is evaluated during the training (eval_strategy='no'), so no trial "
-            "will be pruned. Set eval_strategy='steps' or 'epoch' in the training arguments."
-        )
-    if objective_from not in ("end", "best"):
-        raise ConfigurationError(f"`objective_from` must be 'end' or 'best', but got {objective_from!r}.")
-    if objective_from == "best":
-        if objective.is_multi:
-            raise ConfigurationError("`objective_from='best'` needs a single objective: of several none is the best.")
-        if args.eval_strategy == "no":
-            raise ConfigurationError(
-                "`objective_from='best'` takes the best evaluation during training, but there is none: "
-                "eval_strategy='no'. Set eval_strategy='steps' or 'epoch' in the training arguments."
-            )
-    found.check(space, n_trials, objective.directions, backend_arguments)
-    return found, space

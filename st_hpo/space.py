@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from st_hpo.conversion import plain
+from st_hpo.conversion import convert, plain
 from st_hpo.errors import SearchSpaceError
 
 
@@ -120,6 +120,26 @@ class Categorical:
             raise SearchSpaceError(f"Categorical: the choice {twice[0]!r} is given twice.")
         object.__setattr__(self, "choices", tuple(values))
 
+    def labels(self, as_text: bool = False) -> dict[Any, Any]:
+        """Returns a label for each choice: backends know None, bools, numbers and strings, but no lists and dicts.
+
+        Args:
+            as_text: Whether every label must be a string.
+
+        Returns:
+            Labels and the choices they stand for, in the order of the choices. A scalar is its own label, a list or a
+            dict goes by its JSON text.
+        """
+
+        def label(choice: Any) -> Any:
+            needs_text = isinstance(choice, list | dict) or (as_text and not isinstance(choice, str))
+            return json.dumps(choice, sort_keys=True) if needs_text else choice
+
+        labels = {label(choice): choice for choice in self.choices}
+        if len(labels) < len(self.choices):  # 1 and True, or 1 and 1.0, are one key of a dict
+            labels = {f"{type(choice).__name__} {json.dumps(choice)}": choice for choice in self.choices}
+        return labels
+
 
 Dimension = Float | Int | Categorical
 
@@ -170,9 +190,51 @@ class SearchSpace(Mapping[str, Dimension]):
     def __len__(self) -> int:
         return len(self._dimensions)
 
+    def suggest(self, trial: Any) -> dict[str, Any]:
+        """Draws every hyperparameter from a trial with Optuna's ``suggest_float``, ``suggest_int`` and
+        ``suggest_categorical``."""
+        values: dict[str, Any] = {}
+        for name, item in self.items():
+            if isinstance(item, Float):
+                values[name] = trial.suggest_float(name, item.low, item.high, step=item.step, log=item.log)
+            elif isinstance(item, Int):
+                values[name] = trial.suggest_int(name, item.low, item.high, step=item.step, log=item.log)
+            else:
+                labels = item.labels()
+                values[name] = labels[trial.suggest_categorical(name, list(labels))]
+        return values
+
+    def decode(self, proposed: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns proposed values in the types that their dimensions declare, and choices for their labels.
+
+        Args:
+            proposed: A value for each name: 3.0 may stand for 3, ``"16"`` for 16, a label for a list or a dict.
+
+        Raises:
+            SearchSpaceError: A name is missing, or a value is no choice.
+            HyperparameterValueError: A value would lose a part of itself.
+        """
+        if missing := [name for name in self if name not in proposed]:
+            raise SearchSpaceError(f"No value was proposed for {missing}; there are values for {sorted(proposed)}.")
+        return {name: _decoded(name, dimension, proposed[name]) for name, dimension in self.items()}
+
     def __repr__(self) -> str:
         lines = "".join(f"    {name!r}: {dimension!r},\n" for name, dimension in self._dimensions.items())
         return f"SearchSpace({{\n{lines}}})"
+
+
+def _decoded(name: str, dimension: Dimension, value: Any) -> Any:
+    value = plain(name, value)
+    if isinstance(dimension, Float | Int):
+        return convert(name, value, float if isinstance(dimension, Float) else int)
+    for choice in dimension.choices:
+        if type(choice) is type(value) and choice == value:
+            return choice
+    if not isinstance(value, list | dict):
+        for labels in (dimension.labels(), dimension.labels(as_text=True)):
+            if value in labels:
+                return labels[value]
+    raise SearchSpaceError(f"The value {value!r} proposed for {name!r} is none of {list(dimension.choices)}.")
 
 
 def default_search_space() -> SearchSpace:

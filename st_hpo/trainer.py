@@ -13,17 +13,22 @@ from sentence_transformers.sparse_encoder import SparseEncoderTrainer
 from st_hpo.arguments import ArgumentSnapshot
 from st_hpo.construction import RebuildableTrainer, loss_instances
 from st_hpo.errors import ConfigurationError
+from st_hpo.faults import FaultPolicy, StopSignal
 from st_hpo.objective import ComputeObjective, resolve_objective
+from st_hpo.preflight import check_search, check_timeout, ranks_of
+from st_hpo.ranked import RankedSearch
 from st_hpo.recipe import ModelCardMemo, TrainerRecipe, current_parts
 from st_hpo.release import release_memory
 from st_hpo.results import SearchResult, TrialRecord
 from st_hpo.routing import Routed, Router
-from st_hpo.search import Search, check_search
+from st_hpo.search import Search
 from st_hpo.space import SearchSpace
-from st_hpo.trial import TrialRunner
+from st_hpo.trial import TrialRunner, default_run_name
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput
+
+    from st_hpo.backends import SearchBackend
 
 __all__ = [
     "CrossEncoderHPOTrainer",
@@ -183,6 +188,9 @@ class HPOTrainerMixin(RebuildableTrainer):
         objective_from: str = "end",
         baseline: bool = True,
         verbose: bool = False,
+        timeout: float | None = None,
+        on_error: str = "raise",
+        max_consecutive_failures: int | None = 5,
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
         """Searches hyperparameters. Every objective is the number that training once, by hand, with its values gives.
@@ -192,26 +200,33 @@ class HPOTrainerMixin(RebuildableTrainer):
         built again when it is used next.
 
         Args:
-            hp_space: A :class:`~st_hpo.SearchSpace`, or a function of the backend's trial that returns a dict. A plain
+            hp_space: A :class:`~st_hpo.SearchSpace`, for any backend; for Optuna a function of its trial that returns
+                a dict; for the others a space in their own format, or a function that returns it for None. A plain
                 name is a training argument; ``loss.<name>`` and ``model.<name>`` go to ``loss_init`` and
-                ``model_init``. None searches :func:`~st_hpo.default_search_space`.
+                ``model_init``. None searches the backend's default, :func:`~st_hpo.default_search_space`.
             compute_objective: A metric key, with or without ``eval_``; a list of keys or a callable that returns a
                 list, for several objectives; a callable of the metrics; or None for the evaluator's primary metric
                 (``eval_loss`` without an evaluator).
             n_trials: How many trials to run, at least 1.
             direction: ``"minimize"`` or ``"maximize"``, a list with one for each of several objectives. None where the
                 metric says it: an evaluator's primary metric through ``greater_is_better``, a loss is minimized.
-            backend: ``"optuna"``, which is also the default.
-            hp_name: Names a trial's run, from the backend's trial: its folder below ``output_dir`` if it saves
-                checkpoints, and its name in trackers. By default ``run-<number>``.
+            backend: ``"optuna"``, ``"ray"``, ``"wandb"``, ``"sigopt"``, or the name that another package has
+                registered; a :class:`~st_hpo.backends.SearchBackend`, or a class of one. None takes the first that is
+                installed of Optuna, Ray Tune and W&B.
+            hp_name: Names a trial's run, from the backend's trial (for Ray and W&B a dict of the values): its folder
+                below ``output_dir`` if it saves checkpoints, and its name in trackers. By default ``run-<id>``, with
+                what the backend calls the trial.
             objective_from: ``"end"``: from an evaluation at the end of the training. ``"best"``: from the best
                 evaluation during the training or at its end.
             baseline: Whether to evaluate the untrained model before the first trial. It shows what the search adds,
                 and finds a missing metric in seconds. Costs one evaluation.
             verbose: Whether to show the progress bars and log lines of every trial.
-            kwargs: The backend's own arguments: for Optuna those of ``optuna.create_study`` (``study_name``,
-                ``storage``, ``sampler``, ``pruner``, ``load_if_exists``) and of ``Study.optimize`` (``timeout`` in
-                seconds, ``catch``, ``gc_after_trial``, ``callbacks``).
+            kwargs: ``catch``, exceptions that fail a trial but not the search, and the backend's own arguments. For
+                Optuna those of ``optuna.create_study`` (``study_name``, ``storage``, ``sampler``, ``pruner``,
+                ``load_if_exists``) and of ``Study.optimize`` (``gc_after_trial``, ``callbacks``); for Ray those of
+                ``ray.tune.run`` (``resources_per_trial``, ``scheduler``, ``search_alg``, ...); for W&B ``project``,
+                ``entity``, ``name``, ``sweep_id``, ``metric``, ``method``, ``early_terminate``; for SigOpt ``name``,
+                ``project``, ``conditionals``, ``seed``.
 
         Returns:
             transformers' ``BestRun``, with every value that was set as ``hyperparameters`` and a
@@ -220,7 +235,9 @@ class HPOTrainerMixin(RebuildableTrainer):
 
         Raises:
             ConfigurationError: Something given is wrong; before any training.
-            NotSupportedError: Several processes, or a backend that this version does not run.
+            NotSupportedError: Several processes, or something that the backend does not do.
+            BackendNotInstalledError: The backend's package is missing; the message has the pip command.
+            BackendUnavailableError: The backend's server does not answer, or refuses to serve.
             NoFinishedTrialError: No trial gave an objective.
             Exception: What a trial raised, unless ``catch`` names it. :attr:`last_search` has the trials until then.
         """
@@ -232,13 +249,19 @@ class HPOTrainerMixin(RebuildableTrainer):
                 "A search needs an objective, but there is neither an `evaluator` nor an `eval_dataset`. Pass one of "
                 "them to the trainer."
             )
+        faults = FaultPolicy(on_error, max_consecutive_failures)
+        check_timeout(timeout)
         factories = self._factories(parts.pop("loss"))
         objective = resolve_objective(compute_objective, direction, getattr(self, "evaluator", None))
-        found, space = check_search(backend, hp_space, n_trials, objective, objective_from, self.args, kwargs)
         snapshot = ArgumentSnapshot(self.args)
         router = Router(snapshot, factories.model_init, factories.loss_init)
-        if isinstance(space, SearchSpace):
-            router.check_space(space)
+        ranks = ranks_of(self.args)
+
+        def check() -> tuple[SearchBackend, Any]:
+            args = self.args
+            return check_search(backend, hp_space, n_trials, objective, objective_from, args, router, kwargs, ranks)
+
+        found, space = check() if ranks is None else ranks.together("the checks", check)
         parts["evaluator"] = self.evaluator  # upstream has put a list of evaluators into one
         card_memo = ModelCardMemo(quiet=not verbose)
         recipe = TrainerRecipe(type(self), self._call, parts, self._current_plan(), self, card_memo)
@@ -252,11 +275,13 @@ class HPOTrainerMixin(RebuildableTrainer):
             best_evaluation=objective_from == "best",
             applied=Routed(model=self._applied.model, loss=self._applied.loss, free=self._applied.free),
             verbose=verbose,
-            run_name=lambda number, trial: f"run-{number}" if hp_name is None else hp_name(trial),
+            run_name=default_run_name if hp_name is None else lambda record, trial: hp_name(trial),
             pruned_exceptions=found.pruned_exceptions,
         )
         show_progress = not self.args.disable_tqdm
-        search = Search(found, runner, space, n_trials, baseline, show_progress, self._keep_result, kwargs)
+        stop = StopSignal(timeout)
+        parameters = (found, runner, space, n_trials, baseline, show_progress, self._keep_result, faults, stop, kwargs)
+        search = Search(*parameters) if ranks is None else RankedSearch(ranks, *parameters)
         self._release()
         return search.run()
 

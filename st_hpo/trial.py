@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainerCallback, enable_full_determinism, set_seed
+from transformers import TrainerCallback
 
 from st_hpo.arguments import ArgumentSnapshot
-from st_hpo.console import drop_output_callbacks, log_level_kept
+from st_hpo.checkpoints import TrialCheckpoints
+from st_hpo.console import drop_output_callbacks, log_level_kept, quiet
 from st_hpo.conversion import plain
+from st_hpo.distributed import Pruned, Ranks, SharedTrial
 from st_hpo.errors import ConfigurationError, SearchSpaceError
 from st_hpo.evaluations import EvaluationRecorder, final_evaluation
-from st_hpo.factories import Factory, TrialView, make_loss, make_model
+from st_hpo.factories import Factories, TrialView, make_model_and_loss
+from st_hpo.faults import StopSignal, describe
 from st_hpo.jsonable import recordable
 from st_hpo.objective import Objective
 from st_hpo.recipe import TrainerRecipe
@@ -27,76 +32,32 @@ from st_hpo.routing import Routed, Router
 Report = Callable[[float, int], bool]
 
 
-def seed_everything(args: Any) -> None:
-    """Seeds as upstream's trainer does at its construction (transformers.Trainer.__init__)."""
-    if args.full_determinism:
-        enable_full_determinism(args.seed)
-    else:
-        set_seed(args.seed)
-
-
-def make_model_and_loss(
-    args: Any,
-    factories: Factories,
-    routed: Routed,
-    trial: TrialView | None,
-    phase: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext(),
-    must_be_new: bool = True,
-) -> tuple[Any, Any]:
-    """Seeds, then calls ``model_init`` and ``loss_init``: the first line of training by hand.
-
-    Args:
-        args: The training arguments, for the seed.
-        factories: The two functions.
-        routed: The hyperparameters that go to them.
-        trial: What their trial parameter gets.
-        phase: Times what runs inside of it.
-        must_be_new: Whether to refuse a model or a loss that was trained before.
-
-    Returns:
-        The model, and the loss (None for the trainer's default).
-    """
-    with phase("seed"):
-        seed_everything(args)
-    with phase("model"):
-        model = make_model(factories.model_init, routed.model, trial, factories.model_class, must_be_new)
-    with phase("loss"):
-        loss = None
-        if factories.loss_init is not None:
-            loss = make_loss(factories.loss_init, model, routed.loss, trial, must_be_new)
-    return model, loss
-
-
-@dataclass
-class Factories:
-    """The user's functions that make what a trial trains.
-
-    Attributes:
-        model_init: Makes the model.
-        loss_init: Makes the loss; several by dataset name; None for the trainer's default loss.
-        model_class: What ``model_init`` must return.
-    """
-
-    model_init: Factory
-    loss_init: Factory | Mapping[str, Factory] | None
-    model_class: type
-
-
-class _Pruned(Exception):
-    """The backend has pruned the trial."""
-
-
 class _AsTrial(TrainerCallback):  # type: ignore[misc]
     """Tells upstream's tracker callbacks that this training is a trial, as transformers' own search does."""
 
-    def __init__(self, name: str, hyperparameters: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, hyperparameters: dict[str, Any], stop: StopSignal | None, ranks: Ranks | None
+    ) -> None:
         self._name = name
         self._hyperparameters = hyperparameters
+        self._stop = stop
+        self._ranks = ranks
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.is_hyper_param_search = True
         state.trial_name = self._name
         state.trial_params = self._hyperparameters
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._ranks is not None:
+            self._ranks.check_stop(state.global_step)
+        elif self._stop is not None:
+            self._stop.check()
+
+
+def default_run_name(record: TrialRecord, native: Any) -> str:
+    """Returns ``run-<id>``, with what the backend calls the trial, as transformers does."""
+    return f"run-{record.backend_id or record.number}"
 
 
 @dataclass
@@ -124,8 +85,10 @@ class TrialRunner:
     best_evaluation: bool = False
     applied: Routed = field(default_factory=Routed)
     verbose: bool = False
-    run_name: Callable[[int, Any], str] = lambda number, trial: f"run-{number}"
+    run_name: Callable[[TrialRecord, Any], str] = default_run_name
     pruned_exceptions: tuple[type[BaseException], ...] = ()
+    ranks: Ranks | None = None
+    _trials_begun: int = 0
 
     def baseline(self) -> Baseline:
         """Builds the model that no trial has trained, evaluates it, and releases it."""
@@ -133,14 +96,37 @@ class TrialRunner:
         args = self.snapshot.build()
         try:
             view = TrialView(self.applied.all()) if self.applied.all() else None
-            metrics = self._evaluate_untrained(args, view)
+            with self._console():
+                metrics = self._evaluate_untrained(args, view)
         except BaseException as exc:
             forget_frames(exc)
             raise
         finally:
             release_memory(args)
-        values = self.objective.values(metrics)
+        values = self.objective.values(metrics) if self.decides else [math.nan]
         return Baseline(_single(values), recordable(metrics), time.perf_counter() - started)
+
+    @property
+    def decides(self) -> bool:
+        """Whether this process computes the objectives: the only one, or rank 0."""
+        return self.ranks is None or self.ranks.is_main
+
+    @property
+    def objective_names(self) -> list[str]:
+        """The metric keys that are optimized; placeholders until an evaluation tells."""
+        return list(self.objective.names)
+
+    def settled_baseline(self) -> tuple[Baseline, list[str], list[str]]:
+        """Evaluates the untrained model, and finds what only a first evaluation can tell of the objective.
+
+        Returns:
+            The baseline, the names of the objectives and their directions.
+        """
+        baseline = self.baseline()
+        if not self.decides:
+            return baseline, [], []
+        self.objective.settle(self.recipe.parts["evaluator"], warn=False)
+        return baseline, list(self.objective.names), list(self.objective.directions)
 
     def _evaluate_untrained(self, args: Any, view: TrialView | None) -> dict[str, Any]:
         model, loss = make_model_and_loss(args, self.factories, self.applied, view)
@@ -157,6 +143,8 @@ class TrialRunner:
         propose: Callable[[], Mapping[str, Any]],
         native: Any = None,
         report: Report | None = None,
+        checkpoints: TrialCheckpoints | None = None,
+        stop: StopSignal | None = None,
     ) -> None:
         """Runs one trial and fills its record; whatever ends it, it holds nothing afterwards.
 
@@ -165,20 +153,31 @@ class TrialRunner:
             propose: Gives the hyperparameters.
             native: The backend's trial.
             report: Takes an intermediate objective and its step, and says whether to prune.
+            checkpoints: Hands the trial's checkpoints to the backend, and continues from one.
+            stop: Asked before the trial and between its steps whether the search is to end.
 
         Raises:
+            SearchStopped: The search is to end.
             BaseException: What ended the trial, unless the backend pruned it; recorded before.
         """
         started = time.perf_counter()
         args: list[Any] = []
         try:
-            self._run(record, propose, native, report, args)
-        except _Pruned as exc:
+            with self._console():
+                if self.ranks is None:
+                    self._run(record, propose, native, report, checkpoints, stop, args)
+                else:
+                    self.ranks.together(
+                        f"trial {record.number}",
+                        lambda: self._run(record, propose, native, report, checkpoints, stop, args),
+                        agreed=self.pruned_exceptions,
+                    )
+        except Pruned as exc:
             record.state, record.error = PRUNED, str(exc)
             forget_frames(exc)
         except BaseException as exc:
             record.state = PRUNED if isinstance(exc, self.pruned_exceptions) else FAILED
-            record.error = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+            record.error = describe(exc)
             forget_frames(exc)
             raise
         finally:
@@ -192,17 +191,21 @@ class TrialRunner:
         propose: Callable[[], Mapping[str, Any]],
         native: Any,
         report: Report | None,
+        checkpoints: TrialCheckpoints | None,
+        stop: StopSignal | None,
         held: Any,
     ) -> None:
         with _phase(record, "propose"):
-            proposed = propose()
+            proposed, native, name = self._proposal(record, propose, native)
         with _phase(record, "arguments"):
             routed = self.router.route(proposed)
             record.hyperparameters = routed.all()
             args = self.snapshot.build(routed.arguments)
-            name = check_run_name(self.run_name(record.number, native))
+            name = check_run_name(self.run_name(record, native) if name is None else name)
             if args.save_strategy != "no":
                 args.output_dir = os.path.join(args.output_dir, name)
+            if checkpoints is not None:
+                checkpoints.prepare(args)
             held.append(args)
         effective = Routed(
             model={**self.applied.model, **routed.model},
@@ -222,17 +225,21 @@ class TrialRunner:
 
         def on_evaluation(step: int, metrics: dict[str, Any]) -> None:
             record.metrics = recordable(metrics)
-            if report is not None and step > 0 and report(self.objective.values(metrics)[0], step):
-                raise _Pruned(f"pruned at step {step}")
+            if report is not None and step > 0 and self._is_pruned(report, metrics, step):
+                raise Pruned(f"pruned at step {step}")
 
         evaluations = EvaluationRecorder(on_evaluation)
         with _phase(record, "trainer"):
             trainer = self._build(args, model, loss, evaluations)
-            trainer.callback_handler.callbacks.insert(0, _AsTrial(name, dict(record.hyperparameters)))
+            trainer.callback_handler.callbacks.insert(
+                0, _AsTrial(name, dict(record.hyperparameters), stop, self.ranks)
+            )
         del model, loss
         try:
+            resume_from = None if checkpoints is None else checkpoints.attach(trainer, evaluations)
             with _phase(record, "train"):
-                trainer.train()
+                # A subclass may have a `train` of its own without arguments
+                _ = trainer.train() if resume_from is None else trainer.train(resume_from_checkpoint=resume_from)
             with _phase(record, "evaluate"):
                 metrics = final_evaluation(trainer, evaluations)
             self._conclude(record, metrics, evaluations)
@@ -240,8 +247,42 @@ class TrialRunner:
             with _phase(record, "release"):
                 take_apart(trainer)
 
+    def _proposal(
+        self, record: TrialRecord, propose: Callable[[], Mapping[str, Any]], native: Any
+    ) -> tuple[Mapping[str, Any], Any, str | None]:
+        """The proposed values, the trial for the user's functions and, with several ranks, the name of its run."""
+        if self.ranks is None:
+            return propose(), native, None
+
+        def decide() -> dict[str, Any]:
+            values = {name: plain(name, value) for name, value in propose().items()}
+            params = {name: plain(name, value) for name, value in (getattr(native, "params", None) or {}).items()}
+            is_mapping = isinstance(native, Mapping)
+            return {"values": values, "params": params, "map": is_mapping, "name": self.run_name(record, native)}
+
+        found = self.ranks.share(decide)
+        if found["map"]:
+            return found["values"], dict(found["values"]), found["name"]
+        return found["values"], SharedTrial(self.ranks, native, record.number, found["params"]), found["name"]
+
+    def _is_pruned(self, report: Report, metrics: dict[str, Any], step: int) -> bool:
+        def decide() -> bool:
+            return report(self.objective.values(metrics)[0], step)
+
+        return bool(decide() if self.ranks is None else self.ranks.share(decide))
+
+    @contextlib.contextmanager
+    def _console(self) -> Iterator[None]:
+        """Warnings are seen once: in the baseline and the first trial."""
+        level = logging.ERROR if self._trials_begun > 1 else logging.WARNING
+        self._trials_begun += 1
+        with contextlib.nullcontext() if self.verbose else quiet(level):
+            yield
+
     def _conclude(self, record: TrialRecord, metrics: dict[str, Any], evaluations: EvaluationRecorder) -> None:
         record.metrics = recordable(metrics)
+        if not self.decides:
+            return
         values = self.objective.values(metrics)
         if self.best_evaluation:
             for evaluation in evaluations.during_training:

@@ -13,6 +13,8 @@ import pytest
 import torch
 import transformers
 
+pytest.register_assert_rewrite("st_hpo.testing")
+
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

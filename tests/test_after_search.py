@@ -9,6 +9,13 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+import st_hpo
+from st_hpo import Categorical, Float, Int, SearchResult, SearchSpace, SentenceTransformerHPOTrainer
+
+from embedded import model_path
 from fast_trainer import (
     METRIC,
     RATES,
@@ -20,13 +27,6 @@ from fast_trainer import (
     model_init,
     random_sampler,
 )
-from sentence_transformers import SentenceTransformer
-from transformers import EarlyStoppingCallback, TrainerCallback
-
-import st_hpo
-from st_hpo import Categorical, Float, Int, SearchResult, SearchSpace, SentenceTransformerHPOTrainer
-
-from embedded import model_path
 from scenarios import embedding_evaluator, pairs, triplet_evaluator
 
 # ---- The trainer afterwards ----

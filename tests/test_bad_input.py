@@ -8,13 +8,13 @@ import sys
 
 import optuna
 import pytest
-from fast_trainer import METRIC, RATES, CountTrainings, fast_arguments, fast_trainer, loss_init, model_init
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
 import st_hpo
 from st_hpo import Categorical, Float, Int, SearchSpace
 
+from fast_trainer import METRIC, RATES, CountTrainings, fast_arguments, fast_trainer, loss_init, model_init
 from scenarios import pairs
 
 
@@ -223,11 +223,6 @@ def test_optimizers_belong_to_one_model():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(st_hpo.ConfigurationError, match="`optimizers` belong to one model"):
         fast_trainer(optimizers=(optimizer, None))
-
-
-@pytest.mark.parametrize("backend", ["ray", "wandb", "sigopt"])
-def test_backends_of_later_versions_are_refused_by_name(backend):
-    refused_at_once(st_hpo.NotSupportedError, f"backend='{backend}' is not supported", backend=backend)
 
 
 def test_an_unknown_backend_is_refused():

@@ -273,9 +273,9 @@ def test_sys_exit_in_a_trial_leaves_no_running_trial_behind():
 
 
 def test_an_evaluator_of_ones_own_may_return_numbers_of_numpy_and_torch():
-    from fast_trainer import RATES, fast_trainer
-
     from st_hpo import Baseline
+
+    from fast_trainer import RATES, fast_trainer
 
     def evaluate(model, output_path=None, epoch=-1, steps=-1):
         return {"score": np.float32(0.5), "other": torch.tensor(2.0), "counts": np.ones(2)}

@@ -87,8 +87,8 @@ def reachable(module: str) -> set[str]:
 
 def test_the_parser_of_this_file_sees_what_is_there():
     """Otherwise every test below would pass on an empty set."""
-    assert {"st_hpo", "st_hpo.backends", "st_hpo.backends.optuna", "st_hpo.trainer"} <= set(FILES)
-    assert "optuna" in imports("st_hpo.backends.optuna", inside_functions=True)
+    assert {"st_hpo", "st_hpo.backends", "st_hpo.backends.optuna.backend", "st_hpo.trainer"} <= set(FILES)
+    assert "optuna" in imports("st_hpo.backends.optuna.backend", inside_functions=True)
     assert "st_hpo.errors" in within_package("st_hpo.space")
     assert "torch" in tops(imports("st_hpo.release", inside_functions=False))
 
@@ -103,7 +103,10 @@ def test_the_pure_modules_need_nothing_but_the_standard_library(name):
 
 @pytest.mark.parametrize("module", [name for name in FILES if name.startswith("st_hpo.backends.")])
 def test_backends_know_no_trainer_and_not_each_other(module):
-    others = {name for name in FILES if name.startswith("st_hpo.backends.")} - {module, "st_hpo.backends.base"}
+    package = ".".join(module.split(".")[:3])  # a backend may be a package of several files
+    others = {
+        name for name in FILES if name.startswith("st_hpo.backends.") and not f"{name}.".startswith(f"{package}.")
+    } - {"st_hpo.backends.base"}
     upward = {f"st_hpo.{name}" for name in ("search", "trial", "trainer", "construction", "recipe")} | {"st_hpo"}
     assert not within_package(module) & (upward | others)
 
@@ -111,8 +114,9 @@ def test_backends_know_no_trainer_and_not_each_other(module):
 def test_only_its_own_backend_imports_a_backends_package_and_only_in_functions():
     for module in FILES:
         found = tops(imports(module, inside_functions=True, for_types=True)) & BACKEND_PACKAGES
-        own = module.removeprefix("st_hpo.backends.") if module.startswith("st_hpo.backends.") else None
-        assert found <= {own}, module
+        own = module.split(".")[2] if module.startswith("st_hpo.backends.") else None
+        # Without a server, SigOpt's spaces are searched by a sampler of Optuna
+        assert found <= ({own, "optuna"} if own == "sigopt" else {own}), module
         assert not tops(imports(module, inside_functions=False, for_types=True)) & BACKEND_PACKAGES, module
 
 
@@ -122,7 +126,7 @@ def test_the_modules_depend_on_each_other_in_one_direction(inside_functions):
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError
     assert set(order) == set(FILES)
     assert order.index("st_hpo.errors") < order.index("st_hpo.search") < order.index("st_hpo.trainer")
-    assert order[-1] == "st_hpo"
+    assert [name for name in order if name != "st_hpo.testing"][-1] == "st_hpo"
 
 
 def test_nothing_inside_imports_from_the_package_itself():

@@ -11,8 +11,9 @@ import weakref
 
 import optuna
 import pytest
-from fast_trainer import METRIC, RATES, FailIn, fast_arguments, fast_trainer, model_init
 from transformers import TrainerCallback
+
+from fast_trainer import METRIC, RATES, FailIn, fast_arguments, fast_trainer, model_init
 
 
 class AliveModels:

@@ -18,7 +18,6 @@ import torch
 from transformers.trainer_utils import HPSearchBackend
 
 from st_hpo import (
-    BackendNotInstalledError,
     Categorical,
     ConfigurationError,
     Float,
@@ -29,8 +28,8 @@ from st_hpo import (
     TrialRecord,
     default_search_space,
 )
-from st_hpo.backends import BACKENDS, SearchBackend, get_backend
-from st_hpo.backends.optuna import RECORD_ATTRIBUTE, OptunaBackend, _suggest
+from st_hpo.backends import get_backend
+from st_hpo.backends.optuna.backend import RECORD_ATTRIBUTE, OptunaBackend
 
 SPACE = SearchSpace({"learning_rate": Float(1e-6, 1e-2, log=True), "seed": Int(0, 9)})
 COMPLETE, FAIL, PRUNED = (optuna.trial.TrialState[name] for name in ("COMPLETE", "FAIL", "PRUNED"))
@@ -113,7 +112,7 @@ def proposals(dimension: Any, count: int = 25) -> list[Any]:
     found = []
     for _ in range(count):
         trial = study.ask()
-        found.append(_suggest(trial, "x", dimension))
+        found.append(SearchSpace({"x": dimension}).suggest(trial)["x"])
         study.tell(trial, 0.0)
     return found
 
@@ -125,7 +124,8 @@ def refused(
     error: type[Exception], hp_space: Any = SPACE, directions: tuple[str, ...] = ("maximize",), **kwargs
 ) -> str:
     with pytest.raises(error) as caught:
-        OptunaBackend().check(hp_space, 3, list(directions), kwargs)
+        backend = OptunaBackend()
+        backend.check(backend.open_space(hp_space), 3, list(directions), kwargs)
     return str(caught.value)
 
 
@@ -186,45 +186,6 @@ def test_optuna_is_found_by_its_name_and_by_transformers_and_is_the_default(name
     assert type(backend) is OptunaBackend and backend.native is None
     assert get_backend(name) is not backend
     assert dict(backend.default_hp_space(None)) == dict(default_search_space())
-
-
-@pytest.mark.parametrize("name", ["ray", "wandb", "sigopt", HPSearchBackend.RAY, HPSearchBackend.WANDB])
-def test_a_backend_that_is_not_supported_yet_is_refused(name):
-    with pytest.raises(NotSupportedError) as caught:
-        get_backend(name)
-    message = f"backend={getattr(name, 'value', name)!r} is not supported by this version of st_hpo."
-    assert str(caught.value) == f"{message} Choose one of ['optuna']."
-
-
-@pytest.mark.parametrize(("name", "hint"), [("optun", " Did you mean 'optuna'?"), ("hyperopt", ""), ("", "")])
-def test_an_unknown_backend_is_refused_with_what_was_meant(name, hint):
-    with pytest.raises(ConfigurationError) as caught:
-        get_backend(name)
-    assert str(caught.value) == f"There is no backend {name!r}.{hint} Choose one of ['optuna']."
-
-
-@pytest.mark.parametrize("name", [3, ["optuna"], OptunaBackend])
-def test_a_backend_is_given_by_its_name(name):
-    with pytest.raises(ConfigurationError, match=r"`backend` must be the name of a backend, one of \['optuna'\]"):
-        get_backend(name)
-
-
-def test_a_backend_whose_package_is_missing_is_refused_with_the_pip_command(monkeypatch):
-    class Missing(OptunaBackend):
-        name = "missing"
-        pip_package = "st-hpo[missing]"
-
-        @staticmethod
-        def is_available() -> bool:
-            return False
-
-    monkeypatch.setitem(BACKENDS, "missing", Missing)
-    with pytest.raises(BackendNotInstalledError, match=r"'missing' needs a package .*pip install st-hpo\[missing\]"):
-        get_backend("missing")
-
-
-def test_every_backend_answers_to_its_name():
-    assert all(issubclass(item, SearchBackend) and item.name == name for name, item in BACKENDS.items())
 
 
 # -- proposals

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import optuna
 import pytest
+from sentence_transformers.base.evaluation import SequentialEvaluator
+from transformers import TrainerCallback
+from transformers.trainer_utils import BestRun
+
+import st_hpo
+from st_hpo import Categorical, Float, Int, SearchResult, SearchSpace
+
 from fast_trainer import (
     METRIC,
     RATES,
@@ -13,13 +20,6 @@ from fast_trainer import (
     model_init,
     random_sampler,
 )
-from sentence_transformers.base.evaluation import SequentialEvaluator
-from transformers import TrainerCallback
-from transformers.trainer_utils import BestRun
-
-import st_hpo
-from st_hpo import Categorical, Float, Int, SearchResult, SearchSpace
-
 from scenarios import embedding_evaluator, pairs, triplet_evaluator
 
 

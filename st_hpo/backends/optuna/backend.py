@@ -9,15 +9,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from st_hpo.backends.base import SearchBackend, SearchTarget
-from st_hpo.errors import ConfigurationError, NotSupportedError, SearchSpaceError, did_you_mean
+from st_hpo.backends.base import SearchBackend, SearchTarget, caught_exceptions, check_known
+from st_hpo.errors import ConfigurationError, NotSupportedError, SearchSpaceError
 from st_hpo.results import COMPLETED, FAILED, PRUNED, RUNNING, WAITING, TrialRecord
-from st_hpo.space import Categorical, Float, Int, SearchSpace
+from st_hpo.space import SearchSpace
 
 RECORD_ATTRIBUTE = "st_hpo:record"
 OBJECTIVE_ATTRIBUTE = "st_hpo:objective"
 # Arguments of `Study.optimize` that transformers passes on; all others go to `optuna.create_study`.
-_OPTIMIZE_ARGUMENTS = ("timeout", "gc_after_trial", "catch", "callbacks")
+_OPTIMIZE_ARGUMENTS = ("gc_after_trial", "callbacks")
 
 
 class OptunaBackend(SearchBackend):
@@ -36,25 +36,25 @@ class OptunaBackend(SearchBackend):
         """Whether optuna is installed."""
         return importlib.util.find_spec("optuna") is not None
 
-    def check(self, hp_space: Any, n_trials: int, directions: list[str], kwargs: Mapping[str, Any]) -> None:
-        """See :meth:`SearchBackend.check`."""
+    def open_space(self, hp_space: Any) -> Any:
+        """See :meth:`SearchBackend.open_space`; a function is called in every trial."""
         if not isinstance(hp_space, SearchSpace) and not callable(hp_space):
             raise SearchSpaceError(
                 "`hp_space` must be a SearchSpace or a function of an Optuna trial that returns a dict, but got "
                 f"{hp_space!r}." + (" Wrap the dict: SearchSpace({...})." if isinstance(hp_space, Mapping) else "")
             )
+        return hp_space
+
+    def check(self, space: Any, n_trials: int, directions: list[str], kwargs: Mapping[str, Any]) -> None:
+        """See :meth:`SearchBackend.check`."""
         if kwargs.get("n_jobs", 1) != 1:
             raise NotSupportedError(
                 f"n_jobs={kwargs['n_jobs']!r} is not supported by this version of st_hpo: Optuna's threads would "
                 "share one trainer, and every trial would report the same value. Leave it out."
             )
-        known = [*_create_study_arguments(), *_OPTIMIZE_ARGUMENTS, "n_jobs"]
-        if unknown := [name for name in kwargs if name not in known]:
-            hints = " ".join(f"{name!r}:{did_you_mean(name, known) or ' unknown.'}" for name in unknown)
-            raise ConfigurationError(
-                f"Unknown argument(s) for the backend 'optuna': {', '.join(map(repr, unknown))}. {hints} It takes "
-                f"those of optuna.create_study and Study.optimize: {', '.join(sorted(known))}."
-            )
+        known = [*_create_study_arguments(), *_OPTIMIZE_ARGUMENTS, "catch", "n_jobs"]
+        check_known(self.name, kwargs, known, "those of optuna.create_study and Study.optimize")
+        caught_exceptions(kwargs.get("catch", ()))
         pruner = kwargs.get("pruner")
         if pruner is not None and len(directions) > 1:
             raise ConfigurationError("`pruner` needs a single objective: Optuna does not prune with several.")
@@ -64,6 +64,7 @@ class OptunaBackend(SearchBackend):
         import optuna
 
         kwargs.pop("n_jobs", None)
+        catch = caught_exceptions(kwargs.pop("catch", ()))
         optimize = {name: kwargs.pop(name) for name in _OPTIMIZE_ARGUMENTS if name in kwargs}
         directions = direction if isinstance(direction, list) else [direction]
         single = len(directions) == 1
@@ -74,7 +75,7 @@ class OptunaBackend(SearchBackend):
 
             def objective(trial: Any) -> Any:
                 try:
-                    return self._run_trial(trainer, trial, single)
+                    return self._run_trial(trainer, trial, single, catch)
                 except BaseException as exc:
                     if not isinstance(exc, Exception | KeyboardInterrupt):  # sys.exit(): Optuna would leave it running
                         study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -82,7 +83,9 @@ class OptunaBackend(SearchBackend):
 
             study.optimize(objective, n_trials=n_trials, **optimize)
 
-    def _run_trial(self, trainer: SearchTarget, trial: Any, single: bool) -> Any:
+    def _run_trial(
+        self, trainer: SearchTarget, trial: Any, single: bool, catch: tuple[type[BaseException], ...]
+    ) -> Any:
         import optuna
 
         def report(value: float, step: int) -> bool:
@@ -91,7 +94,11 @@ class OptunaBackend(SearchBackend):
 
         try:
             record = trainer.run_trial(
-                trial.number, lambda: _propose(trainer.hp_space, trial), trial, report if single else None
+                trial.number,
+                lambda: _propose(trainer.hp_space, trial),
+                trial,
+                report if single else None,
+                catch=catch,
             )
         finally:
             if (ended := trainer.record_of(trial.number)) is not None:
@@ -99,7 +106,7 @@ class OptunaBackend(SearchBackend):
                 trial.set_user_attr(RECORD_ATTRIBUTE, json.dumps(ended.to_dict()))
         if record.state == PRUNED:
             raise optuna.TrialPruned(record.error)
-        if record.state == FAILED:  # the objective is NaN: Optuna records a failure, and goes on
+        if record.state == FAILED:  # and the search goes on: Optuna records a failure
             return float("nan")
         return record.values[0] if single else record.values
 
@@ -170,7 +177,7 @@ def _optuna_logs(verbose: bool) -> Iterator[None]:
 
 def _propose(hp_space: Any, trial: Any) -> Mapping[str, Any]:
     if isinstance(hp_space, SearchSpace):
-        return {name: _suggest(trial, name, dimension) for name, dimension in hp_space.items()}
+        return hp_space.suggest(trial)
     proposed = hp_space(trial)
     if not isinstance(proposed, Mapping):
         raise SearchSpaceError(
@@ -178,21 +185,6 @@ def _propose(hp_space: Any, trial: Any) -> Mapping[str, Any]:
             f"{type(proposed).__name__}."
         )
     return proposed
-
-
-def _suggest(trial: Any, name: str, dimension: Float | Int | Categorical) -> Any:
-    if isinstance(dimension, Float):
-        return trial.suggest_float(name, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
-    if isinstance(dimension, Int):
-        return trial.suggest_int(name, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
-    # Optuna's choices are scalars; a list or a dict travels under its JSON text
-    labels = {
-        json.dumps(choice, sort_keys=True) if isinstance(choice, list | dict) else choice: choice
-        for choice in dimension.choices
-    }
-    if len(labels) < len(dimension.choices):  # 1 and True, or 1 and 1.0, are one key of a dict
-        labels = {f"{type(choice).__name__} {json.dumps(choice)}": choice for choice in dimension.choices}
-    return labels[trial.suggest_categorical(name, list(labels))]
 
 
 def _record_from(trial: Any) -> TrialRecord:

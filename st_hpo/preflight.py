@@ -1,0 +1,136 @@
+"""What is checked before a search starts, as far as it needs no model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed
+
+from st_hpo.backends import SearchBackend, get_backend
+from st_hpo.distributed import Ranks
+from st_hpo.errors import ConfigurationError, NotSupportedError
+from st_hpo.objective import Objective
+from st_hpo.routing import Router
+from st_hpo.space import SearchSpace
+
+logger = logging.getLogger(__name__)
+
+
+def process_count(args: Any) -> int:
+    """Returns how many processes this training would have.
+
+    The arguments' own ``world_size`` is 1 on a machine without accelerators unless ``use_cpu=True``, also under
+    torchrun, so the launcher's environment and the process group are asked as well.
+    """
+    group = 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        group = torch.distributed.get_world_size()
+    launched = os.environ.get("WORLD_SIZE", "1")
+    return max(int(args.world_size), group, int(launched) if launched.isdigit() else 1)
+
+
+def ranks_of(args: Any) -> Ranks | None:
+    """Returns the ranks of this training, None where it is one process. All ranks must call it.
+
+    Raises:
+        NotSupportedError: There are several processes, but the training arguments know of one.
+    """
+    processes = process_count(args)
+    if processes == 1:
+        return None
+    if not torch.distributed.is_initialized() or args.world_size != processes:
+        raise NotSupportedError(
+            f"The script was started in {processes} processes, but its training arguments know of {args.world_size}: "
+            "each would train a model of its own. Without accelerators, pass use_cpu=True to the arguments; to search "
+            "in one process, start the script with `python`."
+        )
+    return Ranks(float(args.ddp_timeout))
+
+
+def check_timeout(timeout: Any) -> None:
+    """Refuses a ``timeout`` that is no number of seconds.
+
+    Raises:
+        ConfigurationError: It is no number above 0.
+    """
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+        raise ConfigurationError(f"`timeout` must be a number of seconds above 0, or None, but got {timeout!r}.")
+
+
+def check_search(
+    backend: Any,
+    hp_space: Any,
+    n_trials: Any,
+    objective: Objective,
+    objective_from: Any,
+    args: Any,
+    router: Router,
+    backend_arguments: Mapping[str, Any],
+    ranks: Ranks | None = None,
+) -> tuple[SearchBackend, Any]:
+    """Checks what needs no model to be checked.
+
+    Args:
+        backend: As given to the search, and so on.
+        hp_space: See there.
+        n_trials: See there.
+        objective: What is optimized.
+        objective_from: See there.
+        args: The training arguments.
+        router: Where hyperparameters go.
+        backend_arguments: The backend's own arguments.
+        ranks: The ranks, None for one process.
+
+    Returns:
+        The backend, and the search space as it searches it.
+
+    Raises:
+        ConfigurationError: Naming what was wrong, the value, the choices and the fix.
+        NotSupportedError: Several processes, and a backend that runs trials in processes of its own.
+    """
+    found = get_backend(backend)
+    if ranks is not None and (not found.in_process or backend_arguments.get("n_jobs", 1) != 1):
+        what = f"backend={found.name!r}" if not found.in_process else f"n_jobs={backend_arguments['n_jobs']!r}"
+        raise NotSupportedError(
+            f"{what} runs trials in processes of its own, but this script was started in {ranks.size} processes that "
+            "train one model together. Start it with `python` instead of `torchrun` or `accelerate launch`; or leave "
+            "it to torchrun, and choose backend='optuna', 'wandb' or 'sigopt' with n_jobs=1."
+        )
+    if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
+        raise ConfigurationError(f"`n_trials` must be an integer of at least 1, but got {n_trials!r}.")
+    space = found.default_hp_space(None) if hp_space is None else hp_space
+    if isinstance(space, Mapping) and not isinstance(space, SearchSpace) and not space:
+        space = SearchSpace(space)  # refuses the empty space in its own words
+    space = found.open_space(space)
+    if backend_arguments.get("pruner") is not None and args.eval_strategy == "no":
+        logger.warning(
+            "`pruner` is given, but nothing is evaluated during the training (eval_strategy='no'), so no trial "
+            "will be pruned. Set eval_strategy='steps' or 'epoch' in the training arguments."
+        )
+    needing = found.needs_evaluations(backend_arguments)
+    if needing is not None and args.eval_strategy == "no":
+        raise ConfigurationError(
+            f"`{needing}` decides on evaluations during the training, but there are none: eval_strategy='no'. Set "
+            "eval_strategy='steps' or 'epoch' in the training arguments."
+        )
+    if objective_from not in ("end", "best"):
+        raise ConfigurationError(f"`objective_from` must be 'end' or 'best', but got {objective_from!r}.")
+    if objective_from == "best":
+        if objective.is_multi:
+            raise ConfigurationError("`objective_from='best'` needs a single objective: of several none is the best.")
+        if args.eval_strategy == "no":
+            raise ConfigurationError(
+                "`objective_from='best'` takes the best evaluation during training, but there is none: "
+                "eval_strategy='no'. Set eval_strategy='steps' or 'epoch' in the training arguments."
+            )
+    if ranks is None or ranks.is_main:  # it may ask a server, and one rank is enough for that
+        found.check(space, n_trials, objective.directions, backend_arguments)
+    names = found.space_names(space)
+    if isinstance(space, SearchSpace):
+        router.check_space(space)
+    elif names is not None:
+        router.check_names(names)
+    return found, space

@@ -1,0 +1,131 @@
+"""A search of several ranks (torchrun): rank 0 runs the backend, the others run along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from st_hpo.backends.base import Propose, Report
+from st_hpo.distributed import Ranks
+from st_hpo.errors import RankError
+from st_hpo.faults import SIGINT, SearchStopped, describe
+from st_hpo.results import Baseline, SearchResult, TrialRecord
+from st_hpo.search import Search
+
+
+class RankedSearch(Search):
+    """A search that all ranks make at the same point. Every rank gets the same best run and the same result.
+
+    Args:
+        ranks: The ranks.
+        args: What :class:`Search` takes.
+    """
+
+    def __init__(self, ranks: Ranks, *args: Any) -> None:
+        super().__init__(*args)
+        self.ranks = self.runner.ranks = ranks
+        ranks.stop = self._stop
+        self._interrupts = True
+        self._show_progress = self._show_progress and ranks.is_main
+        self._lost = False
+
+    def _run_baseline(self) -> None:
+        if self._with_baseline:
+            evaluate = self.runner.settled_baseline
+            if self.ranks.is_main:
+                found = self.ranks.together("the baseline", lambda: self.backend.run_baseline(self))
+            else:
+                found = self.ranks.together("the baseline", evaluate)
+            baseline, names, directions = self.ranks.share(lambda: [asdict(found[0]), found[1], found[2]])
+            self._baseline, self.objective.names, self.objective.directions = Baseline(**baseline), names, directions
+
+    def _settle(self) -> None:
+        if self.ranks.is_main:
+            super()._settle()
+        self.objective.names, self.objective.directions = self.ranks.share(
+            lambda: [self.objective.names, self.objective.directions]
+        )
+
+    def _run_backend(self) -> None:
+        try:
+            if self.ranks.is_main:
+                self._lead()
+            else:
+                self._follow()
+        except SearchStopped as exc:
+            if exc.reason == SIGINT:
+                raise KeyboardInterrupt from None
+            raise
+        except RankError as exc:
+            self._lost = exc.fatal
+            raise
+
+    def _lead(self) -> None:
+        try:
+            super()._run_backend()
+        except SearchStopped as exc:
+            self._order({"end": "stopped", "why": exc.reason})
+            raise
+        except BaseException as exc:
+            self._order({"end": "failed", "why": describe(exc)})
+            raise
+        self._order({"end": None})
+
+    def _order(self, order: dict[str, Any]) -> None:
+        self.ranks.share(lambda: order)
+
+    def run_trial(
+        self,
+        number: int,
+        propose: Propose,
+        native: Any = None,
+        report: Report | None = None,
+        *,
+        backend_id: str | None = None,
+        catch: tuple[type[BaseException], ...] = (),
+    ) -> TrialRecord:
+        """See :meth:`st_hpo.backends.base.SearchTarget.run_trial`; runs on rank 0, and lets the others run along."""
+        self._stop.check()
+        self._order({"trial": number, "backend_id": backend_id, "reports": report is not None})
+        return super().run_trial(number, propose, native, report, backend_id=backend_id, catch=catch)
+
+    def _follow(self) -> None:
+        """Runs every trial that rank 0 announces, until it announces the end."""
+        own: BaseException | None = None
+        while True:
+            order: Mapping[str, Any] = self.ranks.share()
+            if "end" in order:
+                break
+            record = TrialRecord(order["trial"], backend_id=order["backend_id"])
+            self._records[record.number] = record
+            try:
+                self.runner.run(record, _nothing, report=_no if order["reports"] else None, stop=self._stop)
+            except SearchStopped:
+                own = None
+            except RankError as exc:
+                if exc.fatal:
+                    raise
+                own = None
+            except Exception as exc:
+                own = exc
+        if order["end"] == "stopped":
+            raise SearchStopped(order["why"])
+        if order["end"] == "failed":
+            raise own or RankError(f"The search has ended on rank 0: {order['why']}")
+
+    def result(self, interrupted: bool = False) -> SearchResult:
+        """Returns what has been found so far: on every rank what rank 0 has found."""
+        own = super().result(interrupted) if self.ranks.is_main or self._lost else None
+        if self._lost and own is not None:
+            return own
+        text = self.ranks.share(lambda: own.to_json() if own is not None else "")
+        return own or SearchResult.from_json(text)
+
+
+def _nothing() -> Mapping[str, Any]:
+    return {}
+
+
+def _no(value: float, step: int) -> bool:
+    return False

@@ -1,0 +1,399 @@
+"""The contract that every search backend keeps, as a suite of pytest tests; for backends of other packages, too.
+
+Subclass :class:`BackendContract` in a test file of your own::
+
+    from st_hpo.testing import BackendContract
+
+    class TestMyBackend(BackendContract):
+        backend = "mine"
+
+The tests train a model of two thousand weights that is made on the spot: no download, a second or less a trial.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
+
+from st_hpo.backends import get_backend
+from st_hpo.errors import UnknownHyperparameterError
+from st_hpo.results import COMPLETED, FAILED, SearchResult
+from st_hpo.space import Categorical, Float, Int, SearchSpace
+from st_hpo.trainer import SentenceTransformerHPOTrainer
+
+WORDS = ["a", "the", "old", "new", "cat", "dog", "bird", "sits", "runs", "on", "under", "near", "mat", "tree", "house"]
+METRIC = "eval_probe_agreement"
+SPACE = SearchSpace(
+    {
+        "learning_rate": Float(1e-4, 1e-2, log=True),
+        "per_device_train_batch_size": Int(2, 6),
+        "lr_scheduler_type": Categorical(["linear", "constant"]),
+        "weight_decay": Categorical([0.0, 0.01]),
+        "loss.scale": Float(5.0, 50.0),
+    }
+)
+TYPES = {
+    "learning_rate": float,
+    "per_device_train_batch_size": int,
+    "lr_scheduler_type": str,
+    "weight_decay": float,
+    "loss.scale": float,
+}
+
+
+def build_tiny_model(folder: Path) -> str:
+    """Saves a random BERT of one layer, with a vocabulary of a few words, and returns where."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokens), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(config).save_pretrained(folder / "bert")
+    BertTokenizerFast(vocab={token: index for index, token in enumerate(tokens)}).save_pretrained(folder / "bert")
+    transformer = Transformer(str(folder / "bert"))
+    modules = [transformer, Pooling(transformer.get_embedding_dimension())]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
+    return str(folder / "model")
+
+
+def sentence_pairs(count: int) -> Dataset:
+    """Returns pairs of sentences, with the share of words they have in common as their score."""
+    columns: dict[str, list[Any]] = {"sentence1": [], "sentence2": [], "score": []}
+    for index in range(count):
+        one, two = ([WORDS[(index * step + shift * 3) % len(WORDS)] for shift in range(5)] for step in (5, 7))
+        columns["sentence1"].append(" ".join(one))
+        columns["sentence2"].append(" ".join(two))
+        columns["score"].append(len({*one} & {*two}) / len({*one} | {*two}))
+    return Dataset.from_dict(columns)
+
+
+class ModelInit:
+    """Loads the model, and takes note of it.
+
+    Args:
+        path: Where the model lies.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.alive: weakref.WeakSet[SentenceTransformer] = weakref.WeakSet()
+
+    def __call__(self) -> SentenceTransformer:
+        """Returns a new model."""
+        model = SentenceTransformer(self.path, device="cpu")
+        self.alive.add(model)
+        return model
+
+    def __reduce__(self) -> Any:
+        """Goes to other processes without the models of this one."""
+        return ModelInit, (self.path,)
+
+
+class Probe(SentenceEvaluator):  # type: ignore[misc]
+    """Measures how near similarities are to the scores, how large embeddings are, and how many models are alive.
+
+    Args:
+        model_init: What makes the models; None counts none.
+    """
+
+    def __init__(self, model_init: ModelInit | None = None) -> None:
+        super().__init__()
+        self.model_init = model_init
+        self.pairs = sentence_pairs(24)
+        self.primary_metric = "probe_agreement"
+        self.greater_is_better = True
+
+    def __call__(self, model: Any, output_path: Any = None, epoch: int = -1, steps: int = -1) -> dict[str, float]:
+        """Returns the metrics."""
+        gc.collect()
+        one, two = (model.encode(self.pairs[name], convert_to_tensor=True) for name in ("sentence1", "sentence2"))
+        similarities = model.similarity_pairwise(one, two).tolist()
+        distance = sum(abs(s - score) for s, score in zip(similarities, self.pairs["score"], strict=True))
+        return {
+            "probe_agreement": 1.0 - distance / len(similarities),
+            "probe_size": float(one.norm(dim=1).mean()),
+            "probe_models_alive": float(len(self.model_init.alive)) if self.model_init else 0.0,
+        }
+
+
+def scaled_loss(model: SentenceTransformer, scale: float = 20.0) -> CoSENTLoss:
+    """Returns a loss with a hyperparameter of its own."""
+    return CoSENTLoss(model, scale=scale)
+
+
+class FailingLoss:
+    """A ``loss_init`` that raises, or whose loss becomes NaN, in some trials, counted over all processes.
+
+    Args:
+        folder: Where the count is kept.
+        which: The trials that fail, the first being 0; the untrained model's evaluation counts as none.
+        error: What to raise; None for NaN.
+    """
+
+    def __init__(self, folder: Path, which: set[int], error: Exception | None) -> None:
+        self.folder = folder
+        self.which = which
+        self.error = error
+
+    def __call__(self, model: SentenceTransformer, scale: float | None = None) -> CoSENTLoss:
+        """Returns a loss, or raises."""
+        if scale is None:  # no trial
+            return CoSENTLoss(model)
+        count = 0
+        while True:
+            try:
+                (self.folder / str(count)).touch(exist_ok=False)
+                break
+            except FileExistsError:
+                count += 1
+        if count not in self.which:
+            return CoSENTLoss(model, scale=scale)
+        if self.error is not None:
+            raise self.error
+        return CoSENTLoss(model, scale=math.nan)
+
+
+def make_trainer(path: str, folder: Path, **changes: Any) -> SentenceTransformerHPOTrainer:
+    """Returns a trainer of the tiny model: two steps, then an evaluation."""
+    model_init = ModelInit(path)
+    parts = {
+        "args": SentenceTransformerTrainingArguments(
+            output_dir=str(folder),
+            max_steps=2,
+            per_device_train_batch_size=4,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        ),
+        "train_dataset": sentence_pairs(32),
+        "evaluator": Probe(model_init),
+        "model_init": model_init,
+        "loss_init": scaled_loss,
+    }
+    return SentenceTransformerHPOTrainer(**{**parts, **changes})
+
+
+def train_by_hand(path: str, folder: Path, hyperparameters: dict[str, Any]) -> dict[str, float]:
+    """Trains once with upstream's own trainer and returns the metrics of the evaluation afterwards."""
+    arguments = {name: value for name, value in hyperparameters.items() if "." not in name}
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        **{
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "report_to": "none",
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+            **arguments,
+        },
+    )
+    set_seed(args.seed)
+    model = SentenceTransformer(path, device="cpu")
+    options = {
+        name.removeprefix("loss."): value for name, value in hyperparameters.items() if name.startswith("loss.")
+    }
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=args,
+        train_dataset=sentence_pairs(32),
+        evaluator=Probe(),
+        loss=scaled_loss(model, **options),
+    )
+    trainer.train()
+    metrics: dict[str, float] = trainer.evaluate()
+    return metrics
+
+
+class BackendContract:
+    """The tests that a backend must pass. Subclass it, and set what differs.
+
+    Attributes:
+        backend: The backend's name, or its class.
+        arguments: Arguments of its own that every search gets.
+        several_objectives: Whether it searches several objectives.
+        native_space: A space in the backend's own format, with the names ``learning_rate`` and
+            ``per_device_train_batch_size``, or a function that returns it (as a ``staticmethod``); None where it has
+            no format of its own.
+    """
+
+    backend: Any = None
+    arguments: dict[str, Any] = {}  # noqa: RUF012 (to be replaced, not changed)
+    several_objectives = True
+    native_space: Any = None
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def tiny_model(cls, tmp_path_factory: pytest.TempPathFactory) -> str:
+        """The folder of the tiny model."""
+        return build_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def searched(
+        cls, tiny_model: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[tuple[SentenceTransformerHPOTrainer, Any, dict[str, Any]]]:
+        """A trainer after a search of five trials, the best run, and its arguments before the search."""
+        trainer = make_trainer(tiny_model, tmp_path_factory.mktemp("search"))
+        before = trainer.args.to_dict()
+        best = trainer.hyperparameter_search(
+            SPACE, compute_objective=METRIC, n_trials=5, backend=cls.backend, **cls.arguments
+        )
+        yield trainer, best, before
+
+    def search(self, trainer: SentenceTransformerHPOTrainer, **changes: Any) -> Any:
+        """Runs a short search."""
+        options = {"hp_space": SPACE, "compute_objective": METRIC, "n_trials": 3, "backend": self.backend}
+        return trainer.hyperparameter_search(**{**options, **self.arguments, **changes})
+
+    def test_five_trials_get_five_proposals_though_every_trial_seeds_everything(self, searched: Any) -> None:
+        """``set_seed`` runs in every trial; a backend that draws from a global generator would repeat itself."""
+        records = searched[1].run_summary.trials
+        assert [record.state for record in records] == [COMPLETED] * 5
+        assert [record.number for record in records] == [0, 1, 2, 3, 4]
+        assert len({tuple(record.hyperparameters.items()) for record in records}) == 5
+
+    def test_values_come_back_in_their_declared_types_and_within_their_bounds(self, searched: Any) -> None:
+        """Also those whose names have dots."""
+        for record in searched[1].run_summary.trials:
+            assert {name: type(value) for name, value in record.hyperparameters.items()} == TYPES
+            assert 1e-4 <= record.hyperparameters["learning_rate"] <= 1e-2
+            assert 2 <= record.hyperparameters["per_device_train_batch_size"] <= 6
+            assert record.hyperparameters["lr_scheduler_type"] in ("linear", "constant")
+            assert record.hyperparameters["weight_decay"] in (0.0, 0.01)
+            assert 5.0 <= record.hyperparameters["loss.scale"] <= 50.0
+
+    def test_every_objective_is_that_of_training_by_hand(self, searched: Any, tiny_model: str, tmp_path: Path) -> None:
+        """To the last bit, with upstream's own trainer."""
+        for record in searched[1].run_summary.trials:
+            by_hand = train_by_hand(tiny_model, tmp_path, record.hyperparameters)
+            assert record.objective == by_hand[METRIC]
+            assert record.metrics[METRIC] == by_hand[METRIC]
+
+    def test_the_best_run_is_the_best_trial(self, searched: Any) -> None:
+        """As transformers' ``BestRun``, with the result as its summary."""
+        _, best, _ = searched
+        result = best.run_summary
+        assert isinstance(result, SearchResult)
+        assert best.objective == max(record.values[0] for record in result.trials)
+        chosen = result.best_trials[0]
+        assert best.hyperparameters == chosen.hyperparameters
+        assert best.run_id == (chosen.backend_id or str(chosen.number))
+        assert result.objective_names == [METRIC] and result.directions == ["maximize"]
+        assert result.backend == get_backend(self.backend).name
+        assert result.native is not None
+        assert result.baseline is not None
+        assert SearchResult.from_json(result.to_json()) == result
+
+    def test_one_model_is_alive_in_a_process(self, searched: Any) -> None:
+        """At the end of every trial, the trial's own."""
+        for record in searched[1].run_summary.trials:
+            assert record.metrics["eval_probe_models_alive"] == 1
+
+    def test_the_trainer_is_whole_and_reproduces_the_best_run(self, searched: Any) -> None:
+        """Its arguments are what they were; with the best run applied, it trains to the best objective."""
+        trainer, best, before = searched
+        assert trainer.args.to_dict() == before
+        assert trainer.evaluate()[METRIC] == best.run_summary.baseline.objective
+        trainer.apply_best_run(best)
+        trainer.train()
+        assert trainer.evaluate()[METRIC] == best.objective
+
+    def test_a_caught_error_fails_its_trial_and_the_search_goes_on(self, tiny_model: str, tmp_path: Path) -> None:
+        """To the full number of trials."""
+        (tmp_path / "count").mkdir()
+        loss = FailingLoss(tmp_path / "count", {1}, RuntimeError("no such luck"))
+        best = self.search(make_trainer(tiny_model, tmp_path, loss_init=loss), n_trials=4, catch=(RuntimeError,))
+        records = best.run_summary.trials
+        assert sorted(record.state for record in records) == [COMPLETED] * 3 + [FAILED]
+        failed = next(record for record in records if record.state == FAILED)
+        assert failed.error == "RuntimeError: no such luck" and failed.objective is None
+
+    def test_any_other_error_ends_the_search_and_is_raised_as_it_was(self, tiny_model: str, tmp_path: Path) -> None:
+        """The trials until then are in ``last_search``, the failed one included, and the trainer is whole."""
+        (tmp_path / "count").mkdir()
+        trainer = make_trainer(
+            tiny_model, tmp_path, loss_init=FailingLoss(tmp_path / "count", {1}, ZeroDivisionError("of one's own"))
+        )
+        with pytest.raises(ZeroDivisionError, match="of one's own"):
+            self.search(trainer, n_trials=6)
+        result = trainer.last_search
+        assert result is not None and result.baseline is not None
+        records = result.trials
+        assert [record.error for record in records if record.state == FAILED].count(
+            "ZeroDivisionError: of one's own"
+        ) == 1
+        assert len(records) < 6
+        assert trainer.evaluate()[METRIC] == result.baseline.objective
+
+    def test_an_objective_that_is_nan_fails_its_trial_and_the_search_goes_on(
+        self, tiny_model: str, tmp_path: Path
+    ) -> None:
+        """Without ``catch``: no error has been raised."""
+        (tmp_path / "count").mkdir()
+        best = self.search(make_trainer(tiny_model, tmp_path, loss_init=FailingLoss(tmp_path / "count", {0}, None)))
+        records = best.run_summary.trials
+        assert sorted(record.state for record in records) == [COMPLETED] * 2 + [FAILED]
+        assert all("NaN" in record.error for record in records if record.state == FAILED)
+        assert not math.isnan(best.objective)
+
+    def test_its_own_format_is_searched_word_for_word(self, tiny_model: str, tmp_path: Path) -> None:
+        """As its guide prints it."""
+        if self.native_space is None:
+            return
+        best = self.search(make_trainer(tiny_model, tmp_path), hp_space=self.native_space)
+        for record in best.run_summary.trials:
+            assert type(record.hyperparameters["learning_rate"]) is float
+            assert type(record.hyperparameters["per_device_train_batch_size"]) is int
+            assert record.objective == train_by_hand(tiny_model, tmp_path, record.hyperparameters)[METRIC]
+
+    def test_the_default_space_is_for_embedding_models_and_has_no_seed(self, tiny_model: str, tmp_path: Path) -> None:
+        """Searching a seed finds luck."""
+        best = self.search(make_trainer(tiny_model, tmp_path), hp_space=None, n_trials=2)
+        for record in best.run_summary.trials:
+            assert set(record.hyperparameters) == {
+                "learning_rate",
+                "per_device_train_batch_size",
+                "num_train_epochs",
+                "warmup_steps",
+            }
+
+    def test_a_name_that_nothing_uses_is_refused_before_any_model_is_built(
+        self, tiny_model: str, tmp_path: Path
+    ) -> None:
+        """With what was meant."""
+        trainer = make_trainer(tiny_model, tmp_path)
+        trainer.model_init.path = "/there/is/no/model"
+        with pytest.raises(UnknownHyperparameterError, match="learning_rate"):
+            self.search(trainer, hp_space=SearchSpace({"learning_rat": Float(1e-5, 1e-4)}))
+
+    def test_several_objectives_give_the_pareto_front(self, tiny_model: str, tmp_path: Path) -> None:
+        """Every objective as by hand."""
+        if not self.several_objectives:
+            return
+        runs = self.search(
+            make_trainer(tiny_model, tmp_path),
+            compute_objective=[METRIC, "eval_probe_size"],
+            direction=["maximize", "minimize"],
+        )
+        result = runs[0].run_summary
+        assert [run.objective for run in runs] == [record.objective for record in result.best_trials]
+        for record in result.trials:
+            by_hand = train_by_hand(tiny_model, tmp_path, record.hyperparameters)
+            assert record.objective == [by_hand[METRIC], by_hand["eval_probe_size"]]
