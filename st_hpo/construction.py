@@ -72,7 +72,8 @@ class RebuildableTrainer:
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Keeps the constructor call, subclasses' own arguments included: a trial repeats it."""
         trainer = super().__new__(cls)
-        if kwargs.get("model_init") is not None:
+        if kwargs.get("model_init") is not None:  # a model beside it trains nothing, and would be kept alive
+            args = (None, *args[1:]) if args and isinstance(args[0], nn.Module) else args
             kwargs = {name: value for name, value in kwargs.items() if name != "model"}
         vars(trainer).update(_call=(args, kwargs), _of_trial=None, _released=False)
         return trainer

@@ -6,14 +6,12 @@ operation is needed for them, so they also reach ranks that wait in one for a ra
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -26,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.005
-_WATCH_SECONDS = 0.1
+_FENCE_SECONDS = 0.0005
 # How long to wait for the others after a collective operation has run into its own timeout already
 _GRACE_SECONDS = 10.0
 
@@ -49,13 +47,12 @@ class Ranks:
         self.size = dist.get_world_size()
         self.timeout = timeout
         self.stop = StopSignal()
-        self._backend = dist.get_backend_config() if hasattr(dist, "get_backend_config") else dist.get_backend()
-        self._groups = 0
         self._decisions = 0
         self._sections = 0
         self._section = ""
+        self._inside = False
+        self._fences = 0
         self._store = self._open_store()
-        self._watched_store = self._store.clone()  # a connection of its own: one serves one thread
 
     @property
     def is_main(self) -> bool:
@@ -125,7 +122,7 @@ class Ranks:
     # ---- Sections that all ranks leave in the same way ----
 
     def together(self, name: str, function: Callable[[], T], agreed: tuple[type[BaseException], ...] = ()) -> T:
-        """Runs a function on all ranks; if it fails on one, it fails on all, and the process group works again.
+        """Runs a function on all ranks; if it fails on one, it fails on all.
 
         Args:
             name: What it is, for messages: ``"trial 3"``.
@@ -133,19 +130,21 @@ class Ranks:
             agreed: What it may raise on all ranks at once, beside :class:`Pruned` and :class:`SearchStopped`.
 
         Raises:
-            RankError: It has failed on another rank; or a rank is gone, and the search cannot go on.
+            RankError: It has failed on another rank. ``fatal``, if a rank is gone, or a failure has left another one
+                in a collective operation: neither can be mended.
             BaseException: It has failed on this rank.
         """
         self._sections += 1
-        self._section = name
+        self._fences = 0
+        self._section, self._inside = name, True
         error: BaseException | None = None
         result: Any = None
-        with self._watching():
-            try:
-                result = function()
-            except BaseException as exc:
-                error = exc
-            others = self._agree(error, (Pruned, SearchStopped, *agreed))
+        try:
+            result = function()
+        except BaseException as exc:
+            error = exc
+        others = self._agree(error, (Pruned, SearchStopped, *agreed))
+        self._inside = False
         if others is not None:
             raise others from error
         if error is not None:
@@ -155,63 +154,57 @@ class Ranks:
     def _agree(self, error: BaseException | None, agreed: tuple[type[BaseException], ...]) -> RankError | None:
         """Waits for all ranks. Returns what this rank is to raise instead of its own error, None for that."""
         section = self._sections
-        failed = error is not None and not isinstance(error, agreed)
         text = describe(error) if error is not None else ""
-        if failed and not self._store.check([f"failed/{section}"]):
+        own = error is not None and not isinstance(error, (*agreed, RankError))
+        fatal = own and _in_a_collective(text)
+        if own and not self._store.check([f"failed/{section}"]):
             kinds = [kind.__name__ for kind in type(error).__mro__]
-            self._set(f"failed/{section}", {"rank": self.rank, "error": text, "kinds": kinds})
-        self._set(f"outcome/{section}/{self.rank}", {"failed": failed})
-        patience = _GRACE_SECONDS if failed and _timed_out(text) else self.timeout
-        outcomes = [self._wait(f"outcome/{section}/{rank}", patience, hurry=True) for rank in range(self.size)]
+            self._set(f"failed/{section}", {"rank": self.rank, "error": text, "kinds": kinds, "fatal": fatal})
+        self._set(f"outcome/{section}/{self.rank}", True)
+        patience = _GRACE_SECONDS if fatal else self.timeout
+        answers = [self._wait(f"outcome/{section}/{rank}", patience, hurry=True) for rank in range(self.size)]
         first = self._get(f"failed/{section}") if self._store.check([f"failed/{section}"]) else None
-        if missing := [rank for rank, outcome in enumerate(outcomes) if outcome is None]:
+        if (missing := [rank for rank, answer in enumerate(answers) if answer is None]) or (first and first["fatal"]):
+            who = f"rank(s) {missing} have died or hang" if missing else "the ranks have lost each other"
             why = f"; rank {first['rank']} says: {first['error']}" if first is not None else ""
             return RankError(
-                f"In {self._section}, rank(s) {missing} have died or hang{why}. The search has ended; with a storage, "
-                "it can be continued.",
+                f"In {self._section}, {who}{why}. The search has ended; with a storage, it can be continued.",
                 fatal=True,
             )
-        if first is None:
-            return None
-        self._rebuild_group()
-        if first["rank"] == self.rank:
+        if first is None or (own and first["rank"] == self.rank):
             return None
         return RankError(f"Rank {first['rank']} failed in {self._section}: {first['error']}", kinds=first["kinds"])
 
-    @contextlib.contextmanager
-    def _watching(self) -> Iterator[None]:
-        """Frees this rank from a collective operation in which it waits for a rank that has failed."""
-        done = threading.Event()
+    def fence(self) -> None:
+        """Waits for the others, outside of any collective operation, so that none of them waits in one in vain.
+
+        Raises:
+            RankError: Another rank has failed in this section, or does not come.
+        """
+        self._fences += 1
+        key = f"fence/{self._sections}/{self._fences}"
+        self._store.add(key, 1)
+        deadline = time.monotonic() + self.timeout
+        while self._store.add(key, 0) < self.size:
+            self._raise_failure_of_others()
+            if time.monotonic() > deadline or self.stop.terminated:
+                raise RankError(f"Another rank has died or hangs in {self._section}.", fatal=True)
+            time.sleep(_FENCE_SECONDS)
+
+    def _raise_failure_of_others(self) -> None:
         key = f"failed/{self._sections}"
-        group = dist.group.WORLD
+        if self._store.check([key]):
+            first = self._get(key)
+            raise RankError(
+                f"Rank {first['rank']} failed in {self._section}: {first['error']}", first["fatal"], first["kinds"]
+            )
 
-        def watch() -> None:
-            while not done.wait(_WATCH_SECONDS):
-                with contextlib.suppress(Exception):
-                    if self._watched_store.check([key]):
-                        group.abort()
-                        return
-
-        thread = threading.Thread(target=watch, name="st_hpo-ranks", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def _rebuild_group(self) -> None:
-        """Replaces the default process group: after a failure within a collective operation it is unusable."""
-        self._groups += 1
-        with contextlib.suppress(Exception):
-            dist.destroy_process_group()
-        dist.init_process_group(
-            str(self._backend),
-            store=dist.PrefixStore(f"group/{self._groups}", self._store),
-            rank=self.rank,
-            world_size=self.size,
-            timeout=datetime.timedelta(seconds=self.timeout),
-        )
+    def close(self) -> None:
+        """Waits until all ranks are through: the store lives in rank 0's process, and the others may still read."""
+        self._set(f"done/{self.rank}", True)
+        if self.is_main:
+            for rank in range(self.size):
+                self._wait(f"done/{rank}", _GRACE_SECONDS, hurry=True)
 
     # ---- The store ----
 
@@ -233,8 +226,8 @@ class Ranks:
                 return None
             if hurry and self.stop.terminated:  # the launcher ends the job: rather say why than wait
                 deadline = min(deadline, time.monotonic() + 2.0)
-            if not hurry and self._store.check([f"failed/{self._sections}"]):
-                return None
+            if self._inside and not hurry:
+                self._raise_failure_of_others()
             if time.monotonic() > deadline:
                 return None
             time.sleep(_POLL_SECONDS)
@@ -273,5 +266,32 @@ class SharedTrial:
         return getattr(self._native, name)
 
 
-def _timed_out(text: str) -> bool:
-    return "timed out" in text.lower() or "timeout" in text.lower()
+class FencedEvaluator:
+    """An evaluator that runs on rank 0 alone, while the others wait for its metrics in a collective operation.
+
+    If it raises, the others get nothing, and the error is raised after that operation, on all ranks.
+
+    Args:
+        evaluator: The evaluator.
+    """
+
+    def __init__(self, evaluator: Any) -> None:
+        self._evaluator = evaluator
+        self.error: BaseException | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs it, and keeps what it raises."""
+        try:
+            return self._evaluator(*args, **kwargs)
+        except Exception as exc:
+            self.error = exc
+            return {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_evaluator"], name)
+
+
+def _in_a_collective(text: str) -> bool:
+    """Whether an error comes out of a collective operation, which leaves the process group unusable."""
+    marks = ("gloo", "nccl", "process group", "timed out waiting", "connection closed by peer", "disterror")
+    return any(mark in text.lower() for mark in marks)

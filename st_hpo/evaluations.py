@@ -51,6 +51,9 @@ class EvaluationRecorder:
             metrics = evaluate()
         finally:
             self._depth -= 1
+        error = getattr(trainer.evaluator, "error", None)
+        if isinstance(error, BaseException):  # of a FencedEvaluator
+            raise error
         if recorded and self._depth == 0 and trainer.is_in_train:
             step = trainer.state.global_step
             # `auto_find_batch_size` starts the training over; what came before belongs to no run

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
+
+from transformers.trainer_utils import BestRun
 
 from st_hpo.backends.base import Propose, Report
 from st_hpo.distributed import Ranks
@@ -29,6 +32,14 @@ class RankedSearch(Search):
         self._interrupts = True
         self._show_progress = self._show_progress and ranks.is_main
         self._lost = False
+
+    def run(self) -> BestRun | list[BestRun]:
+        """See :meth:`Search.run`."""
+        try:
+            return super().run()
+        finally:
+            with contextlib.suppress(Exception):  # what has ended the search must be seen
+                self.ranks.close()
 
     def _run_baseline(self) -> None:
         if self._with_baseline:

@@ -188,11 +188,20 @@ class TrialParts:
         parts: Constructor arguments of the upstream trainer.
         evaluations: The recorder of its evaluations.
         card_memo: Stands in for the work on a model card that is never written.
+        ranks: The ranks that train together, None for one process.
     """
 
     parts: dict[str, Any]
     evaluations: Any
     card_memo: ModelCardMemo
+    ranks: Any = None
+
+    def fenced(self, step: Callable[[], Any]) -> Any:
+        """Runs what may fail on one rank before all ranks exchange something, and waits for the others."""
+        found = step()
+        if self.ranks is not None:
+            self.ranks.fence()
+        return found
 
 
 @dataclass

@@ -29,7 +29,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
 
 from st_hpo.backends import get_backend
-from st_hpo.errors import UnknownHyperparameterError
+from st_hpo.errors import TooManyFailuresError, UnknownHyperparameterError
 from st_hpo.results import COMPLETED, FAILED, SearchResult
 from st_hpo.space import Categorical, Float, Int, SearchSpace
 from st_hpo.trainer import SentenceTransformerHPOTrainer
@@ -352,6 +352,17 @@ class BackendContract:
         assert sorted(record.state for record in records) == [COMPLETED] * 2 + [FAILED]
         assert all("NaN" in record.error for record in records if record.state == FAILED)
         assert not math.isnan(best.objective)
+
+    def test_what_needs_too_much_memory_fails_alone_until_nothing_works(self, tiny_model: str, tmp_path: Path) -> None:
+        """The search goes on after a failure, and ends after so many in a row, with the cause."""
+        (tmp_path / "count").mkdir()
+        loss = FailingLoss(tmp_path / "count", set(range(1, 20)), MemoryError("of this batch size"))
+        trainer = make_trainer(tiny_model, tmp_path, loss_init=loss)
+        with pytest.raises(TooManyFailuresError, match="Out of memory: MemoryError: of this batch size"):
+            self.search(trainer, n_trials=12, max_consecutive_failures=3)
+        assert trainer.last_search is not None
+        states = [record.state for record in trainer.last_search.trials]
+        assert states.count(COMPLETED) == 1 and states.count(FAILED) >= 3 and len(states) < 12
 
     def test_its_own_format_is_searched_word_for_word(self, tiny_model: str, tmp_path: Path) -> None:
         """As its guide prints it."""

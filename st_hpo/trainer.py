@@ -166,6 +166,13 @@ class HPOTrainerMixin(RebuildableTrainer):
             )
         return dict(metrics)
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes the loss, as upstream; under torchrun, a trial's ranks wait for each other before they go on."""
+        upstream = super().compute_loss  # type: ignore[misc]
+        if self._of_trial is None:
+            return upstream(*args, **kwargs)
+        return self._of_trial.fenced(lambda: upstream(*args, **kwargs))
+
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Sets up the model card, as upstream; not in a trial that saves nothing, which writes no card."""
         upstream = super().add_model_card_callback  # type: ignore[misc]
@@ -221,6 +228,10 @@ class HPOTrainerMixin(RebuildableTrainer):
             baseline: Whether to evaluate the untrained model before the first trial. It shows what the search adds,
                 and finds a missing metric in seconds. Costs one evaluation.
             verbose: Whether to show the progress bars and log lines of every trial.
+            timeout: Seconds after which the search ends, between two steps of the trial that runs then.
+            on_error: ``"raise"``: what a trial raises ends the search, unless it is out of memory or disk space;
+                ``"continue"``: it fails the trial alone.
+            max_consecutive_failures: So many failed trials in a row end the search; None for no limit.
             kwargs: ``catch``, exceptions that fail a trial but not the search, and the backend's own arguments. For
                 Optuna those of ``optuna.create_study`` (``study_name``, ``storage``, ``sampler``, ``pruner``,
                 ``load_if_exists``) and of ``Study.optimize`` (``gc_after_trial``, ``callbacks``); for Ray those of
@@ -235,7 +246,9 @@ class HPOTrainerMixin(RebuildableTrainer):
 
         Raises:
             ConfigurationError: Something given is wrong; before any training.
-            NotSupportedError: Several processes, or something that the backend does not do.
+            NotSupportedError: Something that the backend does not do, as several processes with Ray.
+            TooManyFailuresError: So many trials have failed in a row that none may work.
+            RankError: Another rank has failed, or is gone (torchrun).
             BackendNotInstalledError: The backend's package is missing; the message has the pip command.
             BackendUnavailableError: The backend's server does not answer, or refuses to serve.
             NoFinishedTrialError: No trial gave an objective.

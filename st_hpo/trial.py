@@ -17,7 +17,7 @@ from st_hpo.arguments import ArgumentSnapshot
 from st_hpo.checkpoints import TrialCheckpoints
 from st_hpo.console import drop_output_callbacks, log_level_kept, quiet
 from st_hpo.conversion import plain
-from st_hpo.distributed import Pruned, Ranks, SharedTrial
+from st_hpo.distributed import FencedEvaluator, Pruned, Ranks, SharedTrial
 from st_hpo.errors import ConfigurationError, SearchSpaceError
 from st_hpo.evaluations import EvaluationRecorder, final_evaluation
 from st_hpo.factories import Factories, TrialView, make_model_and_loss
@@ -231,6 +231,8 @@ class TrialRunner:
         evaluations = EvaluationRecorder(on_evaluation)
         with _phase(record, "trainer"):
             trainer = self._build(args, model, loss, evaluations)
+            if self.ranks is not None:
+                self.ranks.fence()
             trainer.callback_handler.callbacks.insert(
                 0, _AsTrial(name, dict(record.hyperparameters), stop, self.ranks)
             )
@@ -300,6 +302,10 @@ class TrialRunner:
             trainer = self.recipe.build(args, model, loss, evaluations)
         if not self.verbose:
             drop_output_callbacks(trainer)
+        if self.ranks is not None:
+            trainer._of_trial.ranks = self.ranks
+            if trainer.evaluator is not None:
+                trainer.evaluator = FencedEvaluator(trainer.evaluator)
         return trainer
 
 

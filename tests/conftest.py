@@ -20,6 +20,16 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (``--dist loadgroup``): a file's tests share what its fixtures have made.
+
+    All tests with Ray run in one process: a search that starts Ray would join a cluster that another test has running.
+    """
+    for item in items:
+        with_ray = "ray" in item.path.stem or "TestRay" in item.nodeid or "ray" in item.name
+        item.add_marker(pytest.mark.xdist_group("ray" if with_ray else str(item.path)))
+
+
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     """Whatever a test writes without saying where lands in its temporary folder."""

@@ -229,10 +229,6 @@ def test_an_unknown_backend_is_refused():
     refused_at_once(st_hpo.ConfigurationError, "Did you mean 'optuna'", backend="optunna")
 
 
-def test_several_jobs_are_refused():
-    refused_at_once(st_hpo.NotSupportedError, "n_jobs=2", n_jobs=2)
-
-
 def test_an_unknown_backend_argument_is_refused():
     refused_at_once(st_hpo.ConfigurationError, "Did you mean 'study_name'", study_nam="mine")
 
@@ -240,7 +236,7 @@ def test_an_unknown_backend_argument_is_refused():
 def test_several_processes_are_refused(monkeypatch):
     trainer = fast_trainer()
     monkeypatch.setattr(type(trainer.args), "world_size", 2)
-    with pytest.raises(st_hpo.NotSupportedError, match="not with `torchrun`"):
+    with pytest.raises(st_hpo.NotSupportedError, match="start the script with `python`"):
         trainer.hyperparameter_search(RATES, METRIC, n_trials=1)
 
 

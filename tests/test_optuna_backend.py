@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import random
 import subprocess
 import sys
@@ -22,14 +23,15 @@ from st_hpo import (
     ConfigurationError,
     Float,
     Int,
-    NotSupportedError,
     SearchSpace,
     SearchSpaceError,
     TrialRecord,
     default_search_space,
 )
 from st_hpo.backends import get_backend
-from st_hpo.backends.optuna.backend import RECORD_ATTRIBUTE, OptunaBackend
+from st_hpo.backends.optuna.backend import OptunaBackend
+from st_hpo.backends.optuna.records import RECORD_ATTRIBUTE
+from st_hpo.backends.optuna.settings import Settings
 
 SPACE = SearchSpace({"learning_rate": Float(1e-6, 1e-2, log=True), "seed": Int(0, 9)})
 COMPLETE, FAIL, PRUNED = (optuna.trial.TrialState[name] for name in ("COMPLETE", "FAIL", "PRUNED"))
@@ -55,6 +57,8 @@ class FakeSearch:
     ) -> None:
         self.hp_space = hp_space
         self.verbose = False
+        self.ending = None
+        self.output_dir = "output"
         self.objective_names = list(objective_names)
         self.own: dict[int, TrialRecord] = {}
         self.could_report: list[bool] = []
@@ -67,8 +71,11 @@ class FakeSearch:
         propose: Callable[[], Mapping[str, Any]],
         native: Any = None,
         report: Callable[[float, int], bool] | None = None,
+        *,
+        backend_id: str | None = None,
+        catch: tuple[type[BaseException], ...] = (),
     ) -> TrialRecord:
-        record = self.own[number] = TrialRecord(number)
+        record = self.own[number] = TrialRecord(number, backend_id=backend_id)
         self.could_report.append(report is not None)
         try:
             record.hyperparameters = dict(propose())
@@ -84,7 +91,8 @@ class FakeSearch:
                 record.state, record.objective = "completed", value
         except BaseException as exc:
             record.state, record.error = "failed", f"{type(exc).__name__}: {exc}"
-            raise
+            if not isinstance(exc, catch):
+                raise
         return record
 
     def record_of(self, number: int) -> TrialRecord | None:
@@ -129,20 +137,61 @@ def refused(
     return str(caught.value)
 
 
-@pytest.mark.parametrize("n_jobs", [2, -1, 0, None])
-def test_threads_are_refused(n_jobs):
-    assert refused(NotSupportedError, n_jobs=n_jobs) == (
-        f"n_jobs={n_jobs!r} is not supported by this version of st_hpo: Optuna's threads would share one trainer, and "
-        "every trial would report the same value. Leave it out."
+@pytest.mark.parametrize("n_jobs", [0, -2, None, True, 1.5, "2"])
+def test_a_number_of_processes_that_is_none_is_refused(n_jobs):
+    assert refused(ConfigurationError, n_jobs=n_jobs) == (
+        f"`n_jobs` must be a number of processes of at least 1, or -1 for one for each CPU, but got {n_jobs!r}."
     )
+
+
+def test_minus_one_job_is_one_for_each_cpu():
+    settings = Settings.of("optuna", {"n_jobs": -1})
+    assert settings.n_jobs == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("resume", 1, "`resume` must be True or False, but got 1."),
+        ("gc_after_trial", "yes", "`gc_after_trial` must be True or False, but got 'yes'."),
+        ("heartbeat_interval", 0, "`heartbeat_interval` must be a number of seconds above 0, but got 0."),
+        ("heartbeat_interval", math.nan, "`heartbeat_interval` must be a number of seconds above 0, but got nan."),
+        ("storage_patience", -1, "`storage_patience` must be a number of seconds of at least 0, but got -1."),
+        ("threads_per_worker", 0, "`threads_per_worker` must be an integer of at least 1, or None, but got 0."),
+        ("workers_per_gpu", 1.5, "`workers_per_gpu` must be an integer of at least 1, or None, but got 1.5."),
+        ("callbacks", [1], "`callbacks` must be a list of functions(study, trial), but got [1]."),
+    ],
+)
+def test_arguments_of_its_own_are_checked(name, value, message):
+    assert refused(ConfigurationError, **{name: value}) == message
+
+
+@pytest.mark.parametrize(
+    "storage", [optuna.storages.InMemoryStorage(), "sqlite://", "sqlite:///:memory:"], ids=["object", "bare", "named"]
+)
+@pytest.mark.parametrize(
+    ("given", "what"), [({"n_jobs": 2}, "n_jobs=2"), ({"resume": True, "study_name": "s"}, "`resume=True`")]
+)
+def test_a_storage_in_the_memory_of_one_process_is_refused_for_several(storage, given, what):
+    message = refused(ConfigurationError, storage=storage, **given)
+    assert message.startswith(f"{what} needs a storage that other processes can open")
+
+
+def test_resuming_in_a_storage_needs_the_name_of_the_study():
+    message = refused(ConfigurationError, storage="sqlite:///study.db", resume=True)
+    assert "but there is no `study_name`. Pass one, the same in every run." in message
 
 
 def test_unknown_arguments_are_refused_all_at_once_with_what_was_meant():
     message = refused(ConfigurationError, studyname="a", n_trails=3, pruner=None, zzz=1)
     assert message.startswith("Unknown argument(s) for the backend 'optuna': 'studyname', 'n_trails', 'zzz'. ")
     assert "'studyname': Did you mean 'study_name'?" in message and "'zzz': unknown." in message
-    known = "callbacks, catch, gc_after_trial, load_if_exists, n_jobs, pruner, sampler, storage, study_name, timeout"
-    assert message.endswith(f"It takes those of optuna.create_study and Study.optimize: {known}.")
+    known = (
+        "callbacks, catch, gc_after_trial, heartbeat_interval, load_if_exists, n_jobs, pruner, resume, sampler, "
+        "storage, storage_patience, study_name, threads_per_worker, workers_per_gpu"
+    )
+    source = "those of optuna.create_study and Study.optimize, and its own"
+    assert message.endswith(f"It takes {source}: {known}.")
 
 
 def test_the_direction_is_no_argument_of_the_backend():
@@ -173,7 +222,7 @@ def test_a_pruner_needs_a_single_objective():
 
 
 def test_upstreams_arguments_are_taken():
-    kwargs = {"study_name": "s", "storage": None, "sampler": None, "timeout": 1.0, "n_jobs": 1, "catch": ()}
+    kwargs = {"study_name": "s", "storage": None, "sampler": None, "n_jobs": 1, "catch": ()}
     OptunaBackend().check(lambda trial: {}, 3, ["maximize"], kwargs)
 
 
@@ -368,13 +417,20 @@ def test_ctrl_c_in_a_trial_leaves_no_running_trial(tmp_path):
     assert stored(study.trials[1])["error"].startswith("KeyboardInterrupt")
 
 
-def test_a_timeout_and_a_callback_reach_optuna():
+def test_a_callback_ends_the_search_as_in_optuna():
     def stop(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         if trial.number == 1:
             study.stop()
 
     assert len(ran(FakeSearch(by_rate), 5, callbacks=[stop], gc_after_trial=False).native.trials) == 2
-    assert len(ran(FakeSearch(by_rate), 5, timeout=0).native.trials) < 5
+
+
+def test_a_search_that_is_to_end_asks_for_no_more_trials():
+    search, backend = FakeSearch(by_rate), OptunaBackend()
+    search.ending = TimeoutError("enough")
+    with pytest.raises(TimeoutError, match="enough"):
+        backend.run(search, 3, "maximize")
+    assert backend.native.trials == []
 
 
 @pytest.mark.parametrize(("verbose", "lines"), [(False, False), (True, True)])

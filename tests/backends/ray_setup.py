@@ -17,16 +17,47 @@ EVALUATING = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 8}
 
 
 class Where(TrainerCallback):
-    """Leaves a file a trial, named by its node, and takes its time."""
+    """Leaves a file a trial, named by its node, and takes its time.
 
-    def __init__(self, folder: Path, seconds: float) -> None:
-        self.folder = folder
-        self.seconds = seconds
+    Args:
+        folder: Where the files are.
+        seconds: How long every step takes.
+        nodes: Waits in the first step until there are files of as many nodes, for a minute at most.
+    """
+
+    def __init__(self, folder: Path, seconds: float, nodes: int = 1) -> None:
+        self.folder, self.seconds, self.nodes = folder, seconds, nodes
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         node = ray.get_runtime_context().get_node_id()
         (self.folder / f"{node}-{state.trial_name}").touch()
         time.sleep(self.seconds)
+        deadline = time.monotonic() + 60
+        while len({mark.name.partition("-")[0] for mark in self.folder.iterdir()}) < self.nodes:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+
+
+class Together(TrainerCallback):
+    """Lets trials go on from an evaluation only when as many have come as far, or after 20 seconds.
+
+    Args:
+        folder: Where they leave their marks.
+        trials: How many trials.
+    """
+
+    def __init__(self, folder: Path, trials: int) -> None:
+        self.folder, self.trials = folder, trials
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        (self.folder / f"{state.trial_name}@{state.global_step}").touch()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            marks = [mark.name.split("@") for mark in self.folder.iterdir()]
+            if len({name for name, step in marks if int(step) >= state.global_step}) >= self.trials:
+                break
+            time.sleep(0.1)
 
 
 def search(trainer, **changes):

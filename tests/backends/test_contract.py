@@ -74,8 +74,9 @@ class TestWandb(BackendContract):
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
-    def _server(cls):
+    def _server(cls, tmp_path_factory):
         with wandb_server() as server, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WANDB_DIR", str(tmp_path_factory.mktemp("wandb")))
             for name, value in server.env().items():
                 patch.setenv(name, value)
             yield

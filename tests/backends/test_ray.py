@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -14,6 +15,7 @@ import pytest
 import ray
 from datasets import load_from_disk
 from ray import tune
+from ray.tune.search.optuna import OptunaSearch
 
 from st_hpo import Categorical, ConfigurationError, Float, Int, SearchSpace, SearchSpaceError
 from st_hpo.backends import get_backend
@@ -35,7 +37,7 @@ def test_trials_run_on_both_nodes_with_data_that_only_the_driver_has(cluster, ti
     sentence_pairs(32).save_to_disk(stored)
     dataset = load_from_disk(stored)
     assert dataset.cache_files
-    trainer = make_trainer(tiny_model, tmp_path, train_dataset=dataset, callbacks=[Where(marks, 0.5)])
+    trainer = make_trainer(tiny_model, tmp_path, train_dataset=dataset, callbacks=[Where(marks, 0.5, nodes=2)])
     for file in stored.iterdir():
         file.unlink()  # the driver still has it open; nobody else can open it
     best = search(trainer, storage_path=str(tmp_path / "storage"))
@@ -106,7 +108,7 @@ def refused(error, match, tiny_model, tmp_path, **changes):
         ({"hp_space": {}}, SearchSpaceError, "empty"),
         ({"hp_space": SearchSpace({"learning_rate": Float(0, 1, step=1e-6)})}, SearchSpaceError, "learning_rate"),
         ({"scheduler": tune.schedulers.ASHAScheduler()}, ConfigurationError, "eval_strategy"),
-        ({"scheduler": tune.schedulers.ASHAScheduler(metric="objective", mode="min")}, ConfigurationError, "mode"),
+        ({"search_alg": OptunaSearch(metric="objective", mode="min")}, ConfigurationError, "mode"),
         ({"catch": "RuntimeError"}, ConfigurationError, "catch"),
     ],
 )
@@ -141,7 +143,7 @@ def test_every_dimension_has_its_counterpart():
 
 
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from transformers import TrainerCallback
 from st_hpo import SearchSpace, Float
@@ -156,18 +158,28 @@ class Slow(TrainerCallback):
         Path(self.folder, state.trial_name).touch()
         time.sleep(0.1 if len(list(Path(self.folder).iterdir())) < 3 else 60)
 
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+os.environ.pop("PYTHONBREAKPOINT", None)
 space = SearchSpace({"learning_rate": Float(1e-4, 1e-2)})
 trainer = make_trainer(sys.argv[1], Path(sys.argv[2]), callbacks=[Slow(sys.argv[3])])
 best = trainer.hyperparameter_search(space, METRIC, 20, "maximize", "ray", baseline=False,
     max_concurrent_trials=1, storage_path=sys.argv[2])
 result = best.run_summary
+print("SAME", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "PYTHONBREAKPOINT" in os.environ)
 print("STATES", [record.state for record in result.trials], result.interrupted)
 import ray
 print("RAY", ray.is_initialized())
 """
 
 
-def test_ctrl_c_gives_back_the_trials_done_so_far_and_leaves_no_process(tiny_model, tmp_path):
+@pytest.fixture
+def ray_folder():
+    """A folder in which Ray finds no cluster to connect to; a short one, for the names of sockets are limited."""
+    with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def test_ctrl_c_gives_back_the_trials_done_so_far_and_leaves_no_process(tiny_model, tmp_path, ray_folder):
     script, marks = tmp_path / "script.py", tmp_path / "marks"
     marks.mkdir()
     script.write_text(SCRIPT)
@@ -176,7 +188,7 @@ def test_ctrl_c_gives_back_the_trials_done_so_far_and_leaves_no_process(tiny_mod
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": ray_folder},
         cwd=tmp_path,
     )
     try:
@@ -189,7 +201,7 @@ def test_ctrl_c_gives_back_the_trials_done_so_far_and_leaves_no_process(tiny_mod
         process.kill()
     assert process.returncode == 0, err
     assert "STATES ['completed', 'completed', 'failed'] True" in out
-    assert "RAY False" in out
+    assert "RAY False" in out and "SAME True False" in out
 
 
 def test_ray_is_a_backend_by_name():

@@ -9,7 +9,7 @@ from st_hpo import ConfigurationError, Float, Int, SearchSpace
 from st_hpo.results import COMPLETED, FAILED, PRUNED
 from st_hpo.testing import METRIC, SPACE, make_trainer
 
-from ray_setup import EVALUATING, by_hand, checkpoints, evaluating, search
+from ray_setup import EVALUATING, Together, by_hand, checkpoints, evaluating, search
 
 pytest_plugins = ["ray_fixtures"]
 pytestmark = pytest.mark.slow
@@ -43,6 +43,20 @@ def test_hyperband_pauses_trials_and_they_are_continued_to_the_last_bit(cluster,
     assert checkpoints(tmp_path / "storage")
 
 
+def test_trials_that_are_paused_end_with_their_best_checkpoint(cluster, tiny_model, tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": METRIC, "greater_is_better": False}
+    saving = {"save_strategy": "steps", "save_steps": 2, **EVALUATING, **best}
+    trainer = make_trainer(tiny_model, tmp_path / "out")
+    for name, value in saving.items():
+        setattr(trainer.args, name, value)
+    scheduler = tune.schedulers.HyperBandScheduler(max_t=4, reduction_factor=2)
+    result = search(trainer, n_trials=4, scheduler=scheduler, storage_path=str(tmp_path / "storage")).run_summary
+    finished = [record for record in result.trials if record.state == COMPLETED]
+    assert finished and FAILED not in [record.state for record in result.trials]
+    for record in finished:
+        assert record.objective == by_hand(tiny_model, tmp_path / "hand", record, **saving)
+
+
 def test_median_stopping_by_its_name(cluster, tiny_model, tmp_path):
     trainer = evaluating(make_trainer(tiny_model, tmp_path))
     best = search(trainer, n_trials=2, scheduler="median_stopping_rule", storage_path=str(tmp_path / "storage"))
@@ -52,7 +66,8 @@ def test_median_stopping_by_its_name(cluster, tiny_model, tmp_path):
 
 
 def test_population_based_training_goes_on_from_checkpoints_with_other_values(cluster, tiny_model, tmp_path, caplog):
-    trainer = evaluating(make_trainer(tiny_model, tmp_path), steps=12)
+    (tmp_path / "marks").mkdir()
+    trainer = evaluating(make_trainer(tiny_model, tmp_path, callbacks=[Together(tmp_path / "marks", 2)]), steps=12)
     scheduler = tune.schedulers.PopulationBasedTraining(
         perturbation_interval=1,
         hyperparam_mutations={"learning_rate": tune.loguniform(1e-4, 1e-2)},
@@ -77,7 +92,8 @@ def test_population_based_training_goes_on_from_checkpoints_with_other_values(cl
 
 
 def test_a_population_cannot_change_what_has_no_effect_in_the_middle(cluster, tiny_model, tmp_path):
-    trainer = evaluating(make_trainer(tiny_model, tmp_path), steps=12)
+    (tmp_path / "marks").mkdir()
+    trainer = evaluating(make_trainer(tiny_model, tmp_path, callbacks=[Together(tmp_path / "marks", 2)]), steps=12)
     scheduler = tune.schedulers.PopulationBasedTraining(
         perturbation_interval=1,
         hyperparam_mutations={"per_device_train_batch_size": [2, 3, 4, 5, 6]},

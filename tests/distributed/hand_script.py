@@ -20,8 +20,9 @@ if "scenario" in order:
     import scenarios
 
     plain = scenarios.arguments
+    unused = {"ddp_find_unused_parameters": False} if order["scenario"] == "cross_encoder" else {}
     by_hand.arguments = lambda kind, **values: plain(  # type: ignore[attr-defined]
-        kind, **{"use_cpu": True, "per_device_train_batch_size": 4, **values}
+        kind, **{"use_cpu": True, "per_device_train_batch_size": 4, **unused, **values}
     )
     found = [by_hand.train_once(order["scenario"], values) for values in order["trials"]]
 else:

@@ -1,27 +1,29 @@
-"""The Optuna backend. The only file that imports optuna, inside its functions."""
+"""The Optuna backend: trials in this process, in several of this machine, or of several machines."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
-import inspect
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from st_hpo.backends.base import SearchBackend, SearchTarget, caught_exceptions, check_known
-from st_hpo.errors import ConfigurationError, NotSupportedError, SearchSpaceError
-from st_hpo.results import COMPLETED, FAILED, PRUNED, RUNNING, WAITING, TrialRecord
+from st_hpo.backends.base import SearchBackend, SearchTarget
+from st_hpo.backends.optuna.opening import opened_study
+from st_hpo.backends.optuna.settings import Settings
+from st_hpo.errors import ConfigurationError, SearchSpaceError
+from st_hpo.results import TrialRecord
 from st_hpo.space import SearchSpace
 
-RECORD_ATTRIBUTE = "st_hpo:record"
-OBJECTIVE_ATTRIBUTE = "st_hpo:objective"
-# Arguments of `Study.optimize` that transformers passes on; all others go to `optuna.create_study`.
-_OPTIMIZE_ARGUMENTS = ("gc_after_trial", "callbacks")
+if TYPE_CHECKING:
+    from st_hpo.backends.optuna.shared import SharedStudy
+
+_POLL_SECONDS = 0.2
 
 
 class OptunaBackend(SearchBackend):
-    """Optuna, in one process: any sampler, pruner and storage that ``optuna.create_study`` takes.
+    """Optuna, with any sampler, pruner and storage that ``optuna.create_study`` takes.
 
     Optuna's samplers own their random generators, so ``set_seed`` in a trial does not reach them.
     """
@@ -30,6 +32,7 @@ class OptunaBackend(SearchBackend):
 
     def __init__(self) -> None:
         self._study: Any = None
+        self._source: SharedStudy | None = None
 
     @staticmethod
     def is_available() -> bool:
@@ -47,68 +50,98 @@ class OptunaBackend(SearchBackend):
 
     def check(self, space: Any, n_trials: int, directions: list[str], kwargs: Mapping[str, Any]) -> None:
         """See :meth:`SearchBackend.check`."""
-        if kwargs.get("n_jobs", 1) != 1:
-            raise NotSupportedError(
-                f"n_jobs={kwargs['n_jobs']!r} is not supported by this version of st_hpo: Optuna's threads would "
-                "share one trainer, and every trial would report the same value. Leave it out."
-            )
-        known = [*_create_study_arguments(), *_OPTIMIZE_ARGUMENTS, "catch", "n_jobs"]
-        check_known(self.name, kwargs, known, "those of optuna.create_study and Study.optimize")
-        caught_exceptions(kwargs.get("catch", ()))
-        pruner = kwargs.get("pruner")
-        if pruner is not None and len(directions) > 1:
+        Settings.of(self.name, kwargs)
+        if kwargs.get("pruner") is not None and len(directions) > 1:
             raise ConfigurationError("`pruner` needs a single objective: Optuna does not prune with several.")
 
     def run(self, trainer: SearchTarget, n_trials: int, direction: str | list[str], **kwargs: Any) -> None:
         """See :meth:`SearchBackend.run`."""
-        import optuna
+        from st_hpo.backends.optuna.parallel import ParallelTrials
+        from st_hpo.backends.optuna.records import check_continued
+        from st_hpo.backends.optuna.shared import SharedStudy
+        from st_hpo.backends.optuna.steady import impatient
+        from st_hpo.backends.optuna.storage import in_memory
 
-        kwargs.pop("n_jobs", None)
-        catch = caught_exceptions(kwargs.pop("catch", ()))
-        optimize = {name: kwargs.pop(name) for name in _OPTIMIZE_ARGUMENTS if name in kwargs}
+        settings = Settings.of(self.name, kwargs)
         directions = direction if isinstance(direction, list) else [direction]
-        single = len(directions) == 1
-        with _optuna_logs(trainer.verbose):
-            study = optuna.create_study(directions=directions, **kwargs)  # type: ignore[arg-type]
-            _check_continued(study, directions, trainer.objective_names)
+        with (
+            _optuna_logs(trainer.verbose),
+            opened_study(settings, directions, trainer.output_dir) as (study, is_shared),
+        ):
             self._study = study
+            check_continued(study, directions, trainer.objective_names)
+            source = SharedStudy(study, n_trials, settings.resume, settings.heartbeat_interval, is_shared)
+            self._source = source
+            after = self._after(settings)
+            try:
+                with source.running():
+                    if settings.n_jobs == 1:
+                        self._run_here(trainer, source, settings, after, len(directions) == 1)
+                    else:
+                        ParallelTrials(
+                            trainer,
+                            source,
+                            settings,
+                            lambda trial: _propose(trainer.hp_space, trial),
+                            after,
+                            self.pruned_exceptions,
+                        ).run(n_trials)
+            finally:
+                impatient(study)
+                if settings.n_jobs > 1 and not is_shared:
+                    self._study = in_memory(study)
 
-            def objective(trial: Any) -> Any:
-                try:
-                    return self._run_trial(trainer, trial, single, catch)
-                except BaseException as exc:
-                    if not isinstance(exc, Exception | KeyboardInterrupt):  # sys.exit(): Optuna would leave it running
-                        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                    raise
-
-            study.optimize(objective, n_trials=n_trials, **optimize)
+    def _run_here(
+        self,
+        trainer: SearchTarget,
+        source: SharedStudy,
+        settings: Settings,
+        after: Callable[[Any], None],
+        single: bool,
+    ) -> None:
+        while True:
+            if (ending := trainer.ending) is not None:
+                raise ending
+            trial = source.next()
+            if trial is not None:
+                after(self._run_trial(trainer, source, trial, single, settings.catch))
+            elif source.is_done:
+                return
+            else:
+                time.sleep(_POLL_SECONDS)  # other processes run what is left
 
     def _run_trial(
-        self, trainer: SearchTarget, trial: Any, single: bool, catch: tuple[type[BaseException], ...]
+        self,
+        trainer: SearchTarget,
+        source: SharedStudy,
+        trial: Any,
+        single: bool,
+        catch: tuple[type[BaseException], ...],
     ) -> Any:
-        import optuna
-
         def report(value: float, step: int) -> bool:
             trial.report(value, step)
             return bool(trial.should_prune())
 
+        def propose() -> Mapping[str, Any]:
+            return _propose(trainer.hp_space, trial)
+
         try:
-            record = trainer.run_trial(
-                trial.number,
-                lambda: _propose(trainer.hp_space, trial),
-                trial,
-                report if single else None,
-                catch=catch,
-            )
-        finally:
-            if (ended := trainer.record_of(trial.number)) is not None:
-                # As text: a thousand nested dicts would be walked by every garbage collection
-                trial.set_user_attr(RECORD_ATTRIBUTE, json.dumps(ended.to_dict()))
-        if record.state == PRUNED:
-            raise optuna.TrialPruned(record.error)
-        if record.state == FAILED:  # and the search goes on: Optuna records a failure
-            return float("nan")
-        return record.values[0] if single else record.values
+            record = trainer.run_trial(trial.number, propose, trial, report if single else None, catch=catch)
+        except BaseException as exc:
+            told = source.tell(trial, trainer.record_of(trial.number), stopped=not isinstance(exc, Exception))
+            if isinstance(exc, self.pruned_exceptions):
+                return told
+            raise
+        return source.tell(trial, record)
+
+    def _after(self, settings: Settings) -> Callable[[Any], None]:
+        def after(trial: Any) -> None:
+            if settings.gc_after_trial:
+                gc.collect()
+            for callback in settings.callbacks:
+                callback(self._study, trial)
+
+        return after
 
     @property
     def native(self) -> Any:
@@ -123,42 +156,19 @@ class OptunaBackend(SearchBackend):
         return (optuna.TrialPruned,)
 
     def records(self, trainer: SearchTarget) -> list[TrialRecord]:
-        """The records of all trials in the study, also of those that an earlier search left in its storage."""
+        """The records of all trials in the study, also of those that other processes have run, now or earlier."""
+        from st_hpo.backends.optuna.records import record_from
+
         if self._study is None:
             return []
-        return [
-            trainer.record_of(trial.number) or _record_from(trial) for trial in self._study.get_trials(deepcopy=False)
-        ]
-
-
-def _create_study_arguments() -> list[str]:
-    import optuna
-
-    names = inspect.signature(optuna.create_study).parameters
-    return [name for name in names if name not in ("direction", "directions")]
-
-
-def _check_continued(study: Any, directions: list[str], names: list[str]) -> None:
-    """Refuses to continue a study that optimizes something else: its values would be mixed with others.
-
-    Optuna itself takes no notice of the directions when it loads a study.
-    """
-    earlier = [direction.name.lower() for direction in study.directions]
-    if earlier != directions:
-        raise ConfigurationError(
-            f"The study {study.study_name!r} exists and optimizes in the direction(s) {earlier}, this search in "
-            f"{directions}. Choose another `study_name`, or the same direction."
-        )
-    stored = study.user_attrs.get(OBJECTIVE_ATTRIBUTE)
-    if not names:
-        return
-    if stored is not None and stored != names:
-        raise ConfigurationError(
-            f"The study {study.study_name!r} exists and optimizes {stored}, this search {names}. Choose another "
-            "`study_name`, or the same objective."
-        )
-    if stored is None:
-        study.set_user_attr(OBJECTIVE_ATTRIBUTE, names)
+        disowned = set() if self._source is None else self._source.disowned
+        found = []
+        for trial in self._study.get_trials(deepcopy=False):
+            own = None if trial.number in disowned else trainer.record_of(trial.number)
+            record = record_from(trial, trainer.hp_space) if own is None else own
+            if record is not None:
+                found.append(record)
+        return found
 
 
 @contextlib.contextmanager
@@ -185,28 +195,3 @@ def _propose(hp_space: Any, trial: Any) -> Mapping[str, Any]:
             f"{type(proposed).__name__}."
         )
     return proposed
-
-
-def _record_from(trial: Any) -> TrialRecord:
-    """The record that an earlier search left with its trial; as much as the trial says, if another program ran it."""
-    stored = trial.user_attrs.get(RECORD_ATTRIBUTE)
-    if stored is not None:
-        return TrialRecord.from_dict(json.loads(stored))
-    import optuna
-
-    states = {
-        optuna.trial.TrialState.COMPLETE: COMPLETED,
-        optuna.trial.TrialState.PRUNED: PRUNED,
-        optuna.trial.TrialState.FAIL: FAILED,
-        optuna.trial.TrialState.RUNNING: RUNNING,
-        optuna.trial.TrialState.WAITING: WAITING,
-    }
-    state = states[trial.state]
-    values = trial.values if state == COMPLETED else None
-    return TrialRecord(
-        number=trial.number,
-        state=state,
-        objective=None if values is None else (values[0] if len(values) == 1 else list(values)),
-        hyperparameters=dict(trial.params),
-        seconds=trial.duration.total_seconds() if trial.duration is not None else None,
-    )

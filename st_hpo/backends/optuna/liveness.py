@@ -15,6 +15,8 @@ from typing import Any
 HEARTBEAT_SECONDS = 15.0
 # So many intervals without a heartbeat, and a process is dead; one that lies still for less may be busy or swapped out
 MISSED_BEATS = 4
+# The ids of the trials that this process runs now. A search that has lost its storage leaves others behind
+running_here: set[str] = set()
 
 
 @functools.cache
@@ -94,8 +96,10 @@ class Watch:
         """Returns why a trial's process is taken for dead; None as long as it is not."""
         late = self.is_late(key, worker.get("beat"), worker.get("interval"))
         if worker.get("place") is not None and worker["place"] == place() and worker.get("started") is not None:
-            gone = started_at(int(worker["pid"])) != worker["started"]
-            return f"{describe_process(worker)} has ended" if gone else None
+            if started_at(int(worker["pid"])) != worker["started"]:
+                return f"{describe_process(worker)} has ended"
+            left = worker["pid"] == os.getpid() and worker.get("id") not in running_here
+            return f"an earlier search in {describe_process(worker)} has left it" if left else None
         return f"no heartbeat of {describe_process(worker)}" if late else None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from st_hpo.backends.base import caught_exceptions, check_known
 from st_hpo.backends.optuna.liveness import HEARTBEAT_SECONDS
+from st_hpo.backends.optuna.urls import is_in_memory
 from st_hpo.errors import ConfigurationError
 
 # Arguments of `Study.optimize` that transformers passes on
@@ -62,7 +63,10 @@ class Settings:
         """
         names = create_study_arguments()
         check_known(
-            backend, kwargs, [*names, *_OPTIMIZE, *_OWN], "those of optuna.create_study and Study.optimize, and its own"
+            backend,
+            kwargs,
+            [*names, *_OPTIMIZE, *_OWN],
+            "those of optuna.create_study and Study.optimize, and its own",
         )
         given = {name: value for name, value in kwargs.items() if value is not None or name == "n_jobs"}
         settings = cls({name: value for name, value in given.items() if name in names})
@@ -75,9 +79,9 @@ class Settings:
         settings.workers_per_gpu = _count(given, "workers_per_gpu")
         settings.catch = caught_exceptions(given.get("catch", ()))
         callbacks = given.get("callbacks", ())
-        if not isinstance(callbacks, Iterable) or not all(map(callable, callbacks := tuple(callbacks))):
+        if not isinstance(callbacks, Iterable) or not all(map(callable, callbacks)):
             raise ConfigurationError(f"`callbacks` must be a list of functions(study, trial), but got {callbacks!r}.")
-        settings.callbacks = callbacks
+        settings.callbacks = tuple(callbacks)
         settings._check_storage()
         return settings
 
@@ -90,8 +94,6 @@ class Settings:
             )
         if storage is None or not (self.resume or self.n_jobs > 1):
             return
-        from st_hpo.backends.optuna.storage import is_in_memory
-
         if is_in_memory(storage):
             what = "`resume=True`" if self.resume else f"n_jobs={self.n_jobs}"
             raise ConfigurationError(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from st_hpo.backends.base import SearchBackend, SearchTarget, called_space, caught_exceptions, check_known
+from st_hpo.backends.ray.holder import held
 from st_hpo.backends.ray.monitor import Monitor, scope_of_best, worker_lost
 from st_hpo.backends.ray.settings import (
     ProcessState,
@@ -48,7 +49,6 @@ class RayBackend(SearchBackend):
         self._connected = self._started_ray = False
         self._resources: Any = None
         self._before: ProcessState | None = None
-        self._sent: list[Any] = []
         self._monitor: Monitor | None = None
 
     @staticmethod
@@ -108,7 +108,8 @@ class RayBackend(SearchBackend):
             except ray.exceptions.RayError as exc:
                 cause = getattr(exc, "cause", None)
                 if isinstance(cause, TrialFailed):
-                    raise cause.error() from None
+                    error = cause.error()
+                    raise error from error.__cause__
                 raise worker_lost("the baseline", NODE_FAILURES + 1, exc) from exc
         return found
 
@@ -124,14 +125,15 @@ class RayBackend(SearchBackend):
             arguments = self._run_arguments(trainer, mode, kwargs, monitor)
             space = trainer.hp_space
             try:
-                self._analysis = tune.run(
-                    functools.partial(run_trial, reference=self._ship(trainer, arguments["scheduler"])),
-                    config=tune_space(space) if isinstance(space, SearchSpace) else dict(space),
-                    num_samples=n_trials,
-                    **arguments,
-                )
-            except Exception:
-                monitor.finish()  # with fail_fast="raise", Ray Tune raises its own wrapping of a trial's error
+                with held(self._ship(trainer, arguments["scheduler"])) as holder:
+                    self._analysis = tune.run(
+                        functools.partial(run_trial, holder=holder),
+                        config=tune_space(space) if isinstance(space, SearchSpace) else dict(space),
+                        num_samples=n_trials,
+                        **arguments,
+                    )
+            except Exception as exc:
+                monitor.crashed(exc)
                 monitor.raise_error()
                 raise
             if mode is not None:
@@ -173,9 +175,7 @@ class RayBackend(SearchBackend):
             )
         shipment = Shipment(trainer.portable, space, len(trainer.directions), needs, mutates)
         # A cluster that was there before may have other nodes, now or later, without this machine's files
-        reference = ray.put(pack(shipment, whole_datasets=not self._started_ray))
-        self._sent.append(reference)
-        return reference
+        return ray.put(pack(shipment, whole_datasets=not self._started_ray))
 
     @contextlib.contextmanager
     def _running(self, trainer: SearchTarget) -> Iterator[None]:
@@ -205,9 +205,6 @@ class RayBackend(SearchBackend):
                 yield
             finally:
                 tune_logger.setLevel(level)
-                # Ray Tune's registry keeps the function that it runs, and Ray would keep for ever what that refers to
-                ray._private.internal_api.free(self._sent)
-                self._sent.clear()
 
     @property
     def native(self) -> Any:

@@ -16,6 +16,7 @@ import cloudpickle
 from st_hpo.backends.base import SearchTarget
 from st_hpo.backends.ray.worker import HAS_FAILED, NAMES, OBJECTIVE, RECORD, TrialFailed
 from st_hpo.errors import BackendUnavailableError, ConfigurationError
+from st_hpo.faults import SearchStopped, describe
 from st_hpo.results import COMPLETED, FAILED, PRUNED, TrialRecord
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Monitor:
     @property
     def ends(self) -> bool:
         """Whether the search is to end now."""
-        return self._interrupted or self._error is not None
+        return self._interrupted or self._error is not None or self._trainer.ending is not None
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -153,18 +154,20 @@ class Monitor:
             self._failures[trial.trial_id] = cause
             trial.max_failures = 0
             trial.config[HAS_FAILED] = True
-            self._note_error(cause)
+            self.failed(trial)  # now: what comes of the trial later says no more
 
     def failed(self, trial: Any) -> None:
         """Records a trial that has failed for good."""
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
 
         cause = self._failures.get(trial.trial_id) or _failure(trial)
         if isinstance(cause, TrialFailed):
             record = TrialRecord.from_dict(cause.record)
             record.state = FAILED
         else:
-            if isinstance(cause, RayError):
+            if isinstance(cause, RayTaskError):
+                cause = cause.cause
+            elif isinstance(cause, RayError):
                 lost = worker_lost(f"trial {trial.trial_id}", trial.run_metadata.num_failures, cause)
                 lost.__cause__ = cause
                 cause = lost
@@ -184,7 +187,17 @@ class Monitor:
                 self.ended(trial)
             elif RECORD in (trial.last_result or {}) or trial.run_metadata.start_time is not None:
                 why = "KeyboardInterrupt" if self._interrupted else "The search ended before the trial did."
+                if isinstance(self._trainer.ending, SearchStopped):
+                    why = describe(self._trainer.ending)
                 self._record(trial, self._new(trial, FAILED, why))
+
+    def crashed(self, exc: BaseException) -> None:
+        """Takes note of what Ray Tune itself has raised: with ``fail_fast="raise"``, a trial's error, wrapped."""
+        cause = _unwrapped(exc)
+        if isinstance(cause, TrialFailed):
+            self._failures[str(cause.record.get("backend_id"))] = cause
+            self._note_error(cause)
+        self.finish()
 
     def raise_error(self) -> None:
         """Raises what ended the search, if anything did.
@@ -195,6 +208,8 @@ class Monitor:
         """
         if self._interrupted:
             raise KeyboardInterrupt
+        if (ending := self._trainer.ending) is not None:
+            raise ending
         if self._error is not None:
             raise self._error
 
@@ -215,7 +230,7 @@ class Monitor:
     def _note_error(self, cause: BaseException) -> None:
         error = cause.error() if isinstance(cause, TrialFailed) else cause
         by_nan = isinstance(cause, TrialFailed) and not cause.raised
-        if not by_nan and self._error is None and not isinstance(error, self._catch):
+        if not by_nan and self._error is None and not self._trainer.survives(error, self._catch):
             self._error = error
 
     def _new(self, trial: Any, state: str, error: str) -> TrialRecord:
@@ -254,6 +269,13 @@ def _failure(trial: Any) -> BaseException:
     if file is not None and os.path.exists(file):
         with open(file, "rb") as opened, contextlib.suppress(Exception):
             error = cloudpickle.load(opened)
+    if isinstance(error, BaseException):
+        return _unwrapped(error)
+    return RuntimeError(f"Ray Tune lost the trial {trial.trial_id}: see {trial.error_file or 'its log'}.")
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The worker's own error out of what Ray has wrapped around it; any other as it is."""
     seen: set[int] = set()
     current: Any = error
     while isinstance(current, BaseException) and id(current) not in seen:
@@ -261,6 +283,4 @@ def _failure(trial: Any) -> BaseException:
         if type(current) is TrialFailed:  # Ray makes subclasses of it, which lack its data
             return current
         current = getattr(current, "cause", None) or current.__cause__
-    if isinstance(error, BaseException):
-        return error
-    return RuntimeError(f"Ray Tune lost the trial {trial.trial_id}: see {trial.error_file or 'its log'}.")
+    return error

@@ -77,10 +77,11 @@ class Shipment:
 _opened: dict[str, Shipment] = {}
 
 
-def open_parcel(reference: Any) -> Shipment:
+def open_parcel(holder: Any) -> Shipment:
     """Fetches and unpacks what the driver has sent, once in a process: actors are reused."""
     import ray
 
+    (reference,) = ray.get(holder.get.remote())
     key = reference.hex()
     if key not in _opened:
         _opened.clear()
@@ -111,12 +112,12 @@ def remote_baseline(parcel: Parcel) -> tuple[Baseline, list[str], list[str]]:
         raise TrialFailed({"error": f"{type(exc).__name__}: {exc}"}, pack_exception(exc)) from None
 
 
-def run_trial(config: dict[str, Any], reference: Any) -> None:
+def run_trial(config: dict[str, Any], holder: Any) -> None:
     """The function that Ray Tune runs: one trial.
 
     Args:
         config: The values, in Ray Tune's own form.
-        reference: Ray's reference to the packed :class:`Shipment`.
+        holder: The actor that holds Ray's reference to the packed :class:`Shipment`.
 
     Raises:
         TrialFailed: Whatever the trial raised.
@@ -125,33 +126,38 @@ def run_trial(config: dict[str, Any], reference: Any) -> None:
 
     if config.get(HAS_FAILED):
         raise TrialFailed({"error": "The trial has failed before."})
-    shipment = open_parcel(reference)
+    shipment = open_parcel(holder)
     record = TrialRecord(0, backend_id=tune.get_context().get_trial_id())
     values = dict(config) if shipment.space is None else shipment.space.decode(config)
     with tempfile.TemporaryDirectory(prefix="st_hpo-") as folder:
         reporter = _Reporter(record, values, shipment)
-        resumed = tune.get_checkpoint()
-        if resumed is not None:
-            resume_from = resumed.to_directory(os.path.join(folder, "resumed"))
-            if shipment.may_mutate:
-                check_mutation(resume_from, values)
-        checkpoints = TrialCheckpoints(
-            reporter.saved,
-            folder=folder if shipment.needs_checkpoints else None,
-            resume_from=resume_from if resumed is not None else None,
-        )
-        reporter.checkpoints = checkpoints
-        several = shipment.n_objectives > 1
         try:
+            reporter.checkpoints = checkpoints = _checkpoints(reporter, folder, shipment, values)
+            several = shipment.n_objectives > 1
             shipment.trials.run(record, lambda: values, dict(values), None if several else reporter, checkpoints)
         except BaseException as exc:
             if reporter.ended:
                 raise
+            record.error = record.error or f"{type(exc).__name__}: {exc}"
             # To Ray, SystemExit would be a worker that has died
             raise TrialFailed(record.to_dict(), pack_exception(exc)) from None
         if record.state == FAILED:
             raise TrialFailed(record.to_dict(), raised=False)
         reporter.report(final=True)
+
+
+def _checkpoints(reporter: _Reporter, folder: str, shipment: Shipment, values: Mapping[str, Any]) -> TrialCheckpoints:
+    """The trial's checkpoints, from the one on that Ray Tune wants it to continue from, if any."""
+    from ray import tune
+
+    resumed, resume_from = tune.get_checkpoint(), None
+    if resumed is not None:
+        resume_from = resumed.to_directory(os.path.join(folder, "resumed"))
+        if shipment.may_mutate:
+            check_mutation(resume_from, values)
+    return TrialCheckpoints(
+        reporter.saved, folder=folder if shipment.needs_checkpoints else None, resume_from=resume_from
+    )
 
 
 class _Reporter:

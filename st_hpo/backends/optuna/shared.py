@@ -1,0 +1,270 @@
+"""The trials of a study that several processes may run: who runs which, which count, which died and are retried.
+
+Imports optuna: for the use of the backend's own functions only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from st_hpo.backends.optuna.liveness import Heartbeat, Watch, running_here, this_process
+from st_hpo.backends.optuna.records import (
+    ENDED_ATTRIBUTE,
+    LOST,
+    RECORD_ATTRIBUTE,
+    RETRY_ATTRIBUTE,
+    STOPPED,
+    SURPLUS,
+    WORKER_ATTRIBUTE,
+    counts,
+    ended,
+    retried_numbers,
+)
+from st_hpo.results import COMPLETED, PRUNED, TrialRecord
+
+logger = logging.getLogger(__name__)
+_optuna_logger = optuna.logging.get_logger("optuna.study")
+
+# How often a trial is tried again whose process has died: it may be what kills its process
+MAX_RETRIES = 3
+_POLL_SECONDS = 0.5
+
+
+class SharedStudy:
+    """Gives out the trials of a study, and takes what became of them.
+
+    Args:
+        study: The study.
+        n_trials: How many trials to run here, or in total.
+        in_total: Whether ``n_trials`` counts those of all processes, now and before.
+        interval: Seconds between two signs of life.
+        shared: Whether other processes may take part, now or later.
+    """
+
+    def __init__(self, study: Any, n_trials: int, in_total: bool, interval: float, shared: bool) -> None:
+        self.study = study
+        self.disowned: set[int] = set()
+        self._n_trials = n_trials
+        self._in_total = in_total
+        self._interval = interval
+        self._shared = shared
+        self._process = this_process(interval)
+        self._mine: dict[int, dict[str, Any]] = {}
+        self._watch = Watch(interval)
+        self._begun = self._ended = 0
+        self._finished_in_study = -1
+        self._look_again_at = 0.0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Gives signs of life for the trials that run here, and lets callbacks use ``study.stop()``."""
+        heartbeat = Heartbeat(self._beat, self._interval) if self._shared else None
+        if heartbeat is not None:
+            heartbeat.start()
+        self.study._stop_flag = False
+        self.study._thread_local.in_optimize_loop = True
+        try:
+            yield
+        finally:
+            self.study._thread_local.in_optimize_loop = False
+            if heartbeat is not None:
+                heartbeat.stop()
+            for trial_id in list(self._mine):
+                self._leave(trial_id)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no trial is left to be given out, unless one that runs is lost."""
+        if self.study._stop_flag:
+            return True
+        return (self._finished_in_study if self._in_total else self._ended) >= self._n_trials
+
+    def next(self) -> Any | None:
+        """Returns a trial to run; None while there is none, because all that are left are being run."""
+        if self.study._stop_flag:
+            return None
+        if not self._in_total:
+            if self._begun >= self._n_trials:
+                return None
+            self._begun += 1
+            return self._open(create=True)
+        if time.monotonic() < self._look_again_at:
+            return None
+        trial = self._next_of_total()
+        if trial is None:
+            self._look_again_at = time.monotonic() + _POLL_SECONDS
+        return trial
+
+    def _next_of_total(self) -> Any | None:
+        self._fail_dead_trials()
+        trials = self.study.get_trials(deepcopy=False)
+        self._finished_in_study = sum(map(counts, trials))
+        if self._finished_in_study >= self._n_trials:
+            return None
+        retried = retried_numbers(trials)
+        pending = sum(self._is_pending(trial, retried) for trial in trials)
+        room = self._finished_in_study + pending < self._n_trials
+        if not room and not any(trial.state == TrialState.WAITING for trial in trials):
+            return None
+        trial = self._open(create=room)
+        if trial is None or self._rank(trial.number) < self._n_trials:
+            return trial
+        # Others have asked at the same time: of those, the later ones step back
+        self._end(trial._trial_id, {"why": SURPLUS, "counts": False})
+        return None
+
+    def _rank(self, number: int) -> int:
+        """How many trials before this one count, or may yet."""
+        trials = self.study.get_trials(deepcopy=False)
+        retried = retried_numbers(trials)
+        before = [trial for trial in trials if trial.number < number]
+        return sum(counts(trial) or self._is_pending(trial, retried) for trial in before)
+
+    def _is_pending(self, trial: FrozenTrial, retried: set[int]) -> bool:
+        if trial.state == TrialState.WAITING:
+            return True
+        if trial.state == TrialState.RUNNING:
+            # One that is of no process of ours counts as long as it may be about to say so
+            known = WORKER_ATTRIBUTE in trial.user_attrs
+            return known or not self._watch.is_late(trial._trial_id, None)
+        lost = ended(trial).get("retried", False) and trial.number not in retried
+        return lost and not self._watch.is_late(trial._trial_id, trial.state)
+
+    def _open(self, create: bool) -> Any | None:
+        study = self.study
+        if not self._shared:
+            return study.ask()
+        owner = {**self._process, "id": uuid.uuid4().hex, "beat": time.time()}
+        study._thread_local.cached_all_trials = None
+        trial_id = study._pop_waiting_trial_id()
+        if trial_id is not None:
+            study._storage.set_trial_user_attr(trial_id, WORKER_ATTRIBUTE, owner)
+        elif create:
+            # Not `ask`: a trial must not exist for a moment without saying whose it is
+            template = create_trial(state=TrialState.RUNNING, user_attrs={WORKER_ATTRIBUTE: owner})
+            trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
+        else:
+            return None
+        self._mine[trial_id] = owner
+        running_here.add(owner["id"])
+        return optuna.trial.Trial(study, trial_id)
+
+    def _beat(self) -> None:
+        for trial_id, owner in list(self._mine.items()):
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self.study._storage.set_trial_user_attr(trial_id, WORKER_ATTRIBUTE, {**owner, "beat": time.time()})
+
+    def tell(self, trial: Any, record: TrialRecord | None, stopped: bool = False) -> FrozenTrial:
+        """Tells the study what became of a trial.
+
+        Args:
+            trial: Optuna's trial.
+            record: Its record; None if it did not come to one.
+            stopped: Whether it was stopped together with the search, and says nothing of its hyperparameters.
+        """
+        self._look_again_at = 0.0
+        self._ended += 1
+        states = {COMPLETED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED}
+        state = TrialState.FAIL if record is None else states.get(record.state, TrialState.FAIL)
+        values = record.values if record is not None and state == TrialState.COMPLETE else None
+        try:
+            if record is not None:
+                # As text: a thousand nested dicts would be walked by every garbage collection
+                trial.set_user_attr(RECORD_ATTRIBUTE, json.dumps(record.to_dict()))
+            if stopped:
+                trial.set_user_attr(ENDED_ATTRIBUTE, {"why": STOPPED, "counts": False, "retried": self._in_total})
+            told: FrozenTrial = self.study.tell(trial, values, state, skip_if_finished=True)
+        except UpdateFinishedTrialError:
+            told = self.study._storage.get_trial(trial._trial_id)
+        finally:
+            self._leave(trial._trial_id)
+        if ended(told).get("why") == LOST or told.state != state:
+            self.disowned.add(trial.number)
+            logger.warning(
+                f"Trial {trial.number} was taken for dead by another process, which retries it: its result here does "
+                "not count. Were there no signs of life for a minute? See heartbeat_interval."
+            )
+        else:
+            _log(told)
+            if stopped and self._in_total:
+                self._enqueue(told, told.user_attrs.get(RETRY_ATTRIBUTE, {}).get("count", 0))
+        return told
+
+    def lost(self, trial: Any, record: TrialRecord) -> None:
+        """Fails a trial whose process has died, and has it tried again, up to three times.
+
+        Args:
+            trial: Optuna's trial.
+            record: Its record, with the reason as its error.
+        """
+        self._leave(trial._trial_id)
+        self._look_again_at = 0.0
+        with contextlib.suppress(UpdateFinishedTrialError):
+            trial.set_user_attr(RECORD_ATTRIBUTE, json.dumps(record.to_dict()))
+        if self._fail_dead(self.study._storage.get_trial(trial._trial_id), str(record.error)):
+            self._begun -= 1
+        else:
+            self._ended += 1
+
+    def _leave(self, trial_id: int) -> None:
+        if (owner := self._mine.pop(trial_id, None)) is not None:
+            running_here.discard(owner["id"])
+
+    def _fail_dead_trials(self) -> None:
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            worker = trial.user_attrs.get(WORKER_ATTRIBUTE)
+            if worker is None or trial._trial_id in self._mine:
+                continue
+            death = self._watch.death_of(trial._trial_id, worker)
+            if death is not None and self._fail_dead(trial, f"lost: {death}"):
+                logger.warning(f"Trial {trial.number} is retried: {death}.")
+
+    def _fail_dead(self, trial: FrozenTrial, reason: str) -> bool:
+        """Returns whether the trial is tried again, and this process was the one to see to it."""
+        tries = trial.user_attrs.get(RETRY_ATTRIBUTE, {}).get("count", 0)
+        again = tries < MAX_RETRIES
+        end = {"why": LOST, "error": reason, "counts": not again, "retried": again}
+        if not self._end(trial._trial_id, end) or not again:
+            return False
+        self._enqueue(trial, tries + 1)
+        return True
+
+    def _end(self, trial_id: int, end: dict[str, Any]) -> bool:
+        """Fails a trial; returns whether this process did, and no other one before."""
+        self._leave(trial_id)
+        storage = self.study._storage
+        try:
+            storage.set_trial_user_attr(trial_id, ENDED_ATTRIBUTE, end)
+            return bool(storage.set_trial_state_values(trial_id, TrialState.FAIL))
+        except UpdateFinishedTrialError:
+            return False
+
+    def _enqueue(self, trial: FrozenTrial, count: int) -> None:
+        """Has a trial tried again, with the same values, also those that a sampler keeps for itself."""
+        attributes = {
+            RETRY_ATTRIBUTE: {"of": trial.number, "count": count},
+            WORKER_ATTRIBUTE: {"id": uuid.uuid4().hex, "interval": self._interval},
+        }
+        retry = create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=attributes,
+            system_attrs=trial.system_attrs,
+        )
+        self.study.add_trial(retry)
+
+
+def _log(trial: FrozenTrial) -> None:
+    outcome = f"finished with value(s) {trial.values}" if trial.values else trial.state.name.lower()
+    _optuna_logger.info(f"Trial {trial.number} {outcome}; parameters: {trial.params}.")
