@@ -72,9 +72,9 @@ def spread(values: Sequence[float]) -> str:
 def main() -> None:
     """Measures all, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--train-size", type=int, default=1200)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--train-size", type=int, default=600)
     parser.add_argument("--dev-size", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)

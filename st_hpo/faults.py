@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from st_hpo.errors import ConfigurationError, RankError, TooManyFailuresError
+from st_hpo.errors import ConfigurationError, HPOError, RankError, TooManyFailuresError
 from st_hpo.results import COMPLETED, FAILED, PRUNED, TrialRecord
 
 ON_ERROR = ("raise", "continue")
@@ -40,6 +40,8 @@ def is_out_of_memory(exc: BaseException) -> bool:
     """Whether an exception says that memory is used up, the host's or an accelerator's."""
     if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":  # of torch, and of torch.cuda
         return True
+    if isinstance(exc, HPOError):  # which may speak of memory
+        return False
     return isinstance(exc, RuntimeError) and any(text in str(exc).lower() for text in _MEMORY_MESSAGES)
 
 

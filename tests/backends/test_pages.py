@@ -76,14 +76,13 @@ def first_cell_names(line: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_example_of_the_ray_page_runs_and_ends_the_ray_that_it_has_started(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))  # Ray Tune writes to ~/ray_results
+def test_the_example_of_the_ray_page_runs_and_ends_the_ray_that_it_has_started(capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     result = check_example(run_page("ray"), capsys.readouterr().out)
     assert isinstance(result.native, ray.tune.ExperimentAnalysis)
     assert {record.backend_id for record in result.trials} == {trial.trial_id for trial in result.native.trials}
     assert not ray.is_initialized()
-    assert list((tmp_path / "ray_results").iterdir())
+    assert Path(result.native.experiment_path).is_dir()
 
 
 def test_the_ray_page_names_what_a_population_may_change_and_what_the_best_run_may_be_chosen_by():
