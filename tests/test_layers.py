@@ -117,7 +117,10 @@ def test_only_its_own_backend_imports_a_backends_package_and_only_in_functions()
         own = module.split(".")[2] if module.startswith("st_hpo.backends.") else None
         # Without a server, SigOpt's spaces are searched by a sampler of Optuna
         assert found <= ({own, "optuna"} if own == "sigopt" else {own}), module
-        assert not tops(imports(module, inside_functions=False)) & BACKEND_PACKAGES, module
+        # What a backend's own `backend` module imports in functions only may import its package at once
+        inner = own is not None and module.count(".") == 3 and not module.endswith(".backend")
+        at_import = tops(imports(module, inside_functions=False)) & BACKEND_PACKAGES
+        assert at_import <= ({own} if inner else set()), module
 
 
 @pytest.mark.parametrize("inside_functions", [False, True], ids=["at import", "at any time"])
