@@ -260,7 +260,8 @@ def test_nothing_grows_over_fifty_trials_of_all_kinds():
     search(trainer, n_trials=50, on_error="continue")
     assert len(seen) == 50
     memory, handles, threads, children = zip(*seen, strict=True)
-    assert max(memory[40:]) - max(memory[5:15]) < 20 * 2**20
+    # The lowest of some trials: what the allocator keeps for a moment comes and goes by a model's size
+    assert min(memory[35:]) - min(memory[5:20]) < 8 * 2**20
     assert max(handles[40:]) <= max(handles[5:15])
     assert max(threads[40:]) <= max(threads[5:15])
     assert max(children) == 0
