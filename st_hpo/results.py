@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from st_hpo.confirmation import Confirmation
 from st_hpo.errors import ConfigurationError
 from st_hpo.jsonable import from_jsonable, to_jsonable
 
@@ -32,6 +33,9 @@ class TrialRecord:
         error: The type and message of the exception that ended a failed trial; the step at which a trial was pruned.
         backend_id: What the backend calls the trial (Ray's trial id, the id of a W&B or SigOpt run); None where its
             number is its name.
+        started: When the trial began, in seconds since 1970 (``time.time()``).
+        evaluations: All evaluations in their order, each ``{"step": ..., "epoch": ..., "metrics": {...}}`` with the
+            optimizer step and the epoch (a float) after which it was made: the learning curves.
     """
 
     number: int
@@ -43,6 +47,8 @@ class TrialRecord:
     phases: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     backend_id: str | None = None
+    started: float | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def values(self) -> list[float]:
@@ -87,6 +93,10 @@ class SearchResult:
         directions: ``"minimize"`` or ``"maximize"``, one for each objective.
         backend: The backend's name.
         baseline: The untrained model's evaluation, None where it was switched off.
+        default: The training with the user's own arguments, unchanged (``default_trial=True``); not one of ``trials``.
+        confirmation: The best trials over several seeds, None until ``confirm`` has run.
+        space: What was searched: the text of each hyperparameter's domain; empty where the backend's own format has
+            no names for them.
         interrupted: Whether the search was ended by Ctrl-C.
         st_hpo_version: The version that ran the search.
         native: The backend's own object (Optuna's study); not saved.
@@ -97,6 +107,9 @@ class SearchResult:
     directions: list[str]
     backend: str = "optuna"
     baseline: Baseline | None = None
+    default: TrialRecord | None = None
+    confirmation: Confirmation | None = None
+    space: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
     st_hpo_version: str = ""
     native: Any = field(default=None, repr=False, compare=False)
@@ -183,7 +196,10 @@ class SearchResult:
             "objective_names": self.objective_names,
             "directions": self.directions,
             "interrupted": self.interrupted,
+            "space": dict(self.space),
             "baseline": to_jsonable(asdict(self.baseline)) if self.baseline else None,
+            "default": self.default.to_dict() if self.default else None,
+            "confirmation": self.confirmation.to_dict() if self.confirmation else None,
             "trials": [trial.to_dict() for trial in self.trials],
         }
         return json.dumps(data, indent=2, allow_nan=False)
@@ -214,13 +230,16 @@ class SearchResult:
 
     @classmethod
     def _from_data(cls, data: dict[str, Any]) -> SearchResult:
-        baseline = data["baseline"]
+        baseline, default, confirmation = data["baseline"], data.get("default"), data.get("confirmation")
         return cls(
             trials=[TrialRecord.from_dict(trial) for trial in data["trials"]],
             objective_names=data["objective_names"],
             directions=data["directions"],
             backend=data["backend"],
             baseline=Baseline(**from_jsonable(baseline)) if baseline else None,
+            default=TrialRecord.from_dict(default) if default else None,
+            confirmation=Confirmation.from_dict(confirmation) if confirmation else None,
+            space=data.get("space") or {},
             interrupted=data["interrupted"],
             st_hpo_version=data["st_hpo_version"],
         )
@@ -255,6 +274,8 @@ class SearchResult:
         lines = [f"{len(self.trials)} trials ({states or 'none'}) of {', '.join(self.objective_names)}"]
         if self.baseline is not None:
             lines.append(f"untrained: {self.baseline.objective}")
+        if self.default is not None:
+            lines.append(f"your arguments: {self.default.objective}")
         lines += [f"best: {best.objective} (trial {best.number}) {best.hyperparameters}" for best in self.best_trials]
         return "\n".join(lines)
 

@@ -160,7 +160,7 @@ class TrialRunner:
             SearchStopped: The search is to end.
             BaseException: What ended the trial, unless the backend pruned it; recorded before.
         """
-        started = time.perf_counter()
+        started, record.started = time.perf_counter(), time.time()
         args: list[Any] = []
         try:
             with self._console():
@@ -225,6 +225,8 @@ class TrialRunner:
 
         def on_evaluation(step: int, metrics: dict[str, Any]) -> None:
             record.metrics = recordable(metrics)
+            record.evaluations = [item for item in record.evaluations if item["step"] < step]
+            record.evaluations.append(_curve_point(trainer, record.metrics))
             if report is not None and step > 0 and self._is_pruned(report, metrics, step):
                 raise Pruned(f"pruned at step {step}")
 
@@ -244,6 +246,8 @@ class TrialRunner:
                 _ = trainer.train() if resume_from is None else trainer.train(resume_from_checkpoint=resume_from)
             with _phase(record, "evaluate"):
                 metrics = final_evaluation(trainer, evaluations)
+            if not record.evaluations or record.evaluations[-1]["step"] < trainer.state.global_step:
+                record.evaluations.append(_curve_point(trainer, recordable(metrics)))
             self._conclude(record, metrics, evaluations)
         finally:
             with _phase(record, "release"):
@@ -321,6 +325,11 @@ def check_run_name(name: Any) -> str:
             "hp_name=lambda trial: f'trial-{trial.number}'."
         )
     return name
+
+
+def _curve_point(trainer: Any, metrics: dict[str, Any]) -> dict[str, Any]:
+    epoch = trainer.state.epoch
+    return {"step": trainer.state.global_step, "epoch": None if epoch is None else float(epoch), "metrics": metrics}
 
 
 def _single(values: list[float]) -> float | list[float]:

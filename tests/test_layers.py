@@ -25,7 +25,7 @@ FILES = {
     ".".join(("st_hpo", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-PURE = ["errors", "space", "conversion", "objective", "results", "jsonable"]
+PURE = ["errors", "space", "conversion", "objective", "results", "confirmation", "jsonable"]
 HEAVY = {"torch", "transformers", "sentence_transformers", "datasets", "numpy", "accelerate"}
 BACKEND_PACKAGES = {"optuna", "ray", "wandb", "sigopt"}
 
