@@ -44,6 +44,11 @@ class TrialCheckpoints:
         self._trainer: Any = None
 
     @property
+    def writes_own(self) -> bool:
+        """Whether the checkpoints are the backend's, in a folder of its own."""
+        return self._folder is not None
+
+    @property
     def save_follows(self) -> bool:
         """Whether a checkpoint is written right after the evaluation that is being reported."""
         return bool(self._trainer.control.should_save)

@@ -18,7 +18,12 @@ ON_ERROR = ("raise", "continue")
 # What torch and its libraries say where they raise a plain RuntimeError
 _MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 _MEMORY, _DISK = "Out of memory: ", "Disk full: "
-_DISK_MESSAGES = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing file")
+_DISK_MESSAGES = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed writing file",
+    "unexpected pos ",  # torch.save: "[enforce fail at inline_container.cc:672] . unexpected pos 15636224 vs 15636112"
+)
 
 
 SIGTERM, SIGINT = "SIGTERM", "KeyboardInterrupt"

@@ -14,6 +14,7 @@ from st_hpo.arguments import ArgumentSnapshot
 from st_hpo.construction import RebuildableTrainer, loss_instances
 from st_hpo.errors import ConfigurationError
 from st_hpo.faults import FaultPolicy, StopSignal
+from st_hpo.folders import Saving, default_run_name
 from st_hpo.objective import ComputeObjective, resolve_objective
 from st_hpo.preflight import check_search, check_timeout, ranks_of
 from st_hpo.ranked import RankedSearch
@@ -23,7 +24,8 @@ from st_hpo.results import SearchResult, TrialRecord
 from st_hpo.routing import Routed, Router
 from st_hpo.search import Search
 from st_hpo.space import SearchSpace
-from st_hpo.trial import TrialRunner, default_run_name
+from st_hpo.trackers import Tracking, search_group
+from st_hpo.trial import TrialRunner
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput
@@ -290,6 +292,8 @@ class HPOTrainerMixin(RebuildableTrainer):
             verbose=verbose,
             run_name=default_run_name if hp_name is None else lambda record, trial: hp_name(trial),
             pruned_exceptions=found.pruned_exceptions,
+            saving=Saving.of(self.args, snapshot.kwargs),
+            tracking=Tracking(search_group(self.args, kwargs), snapshot.output_dir, verbose),
         )
         show_progress = not self.args.disable_tqdm
         stop = StopSignal(timeout)

@@ -18,16 +18,18 @@ from st_hpo.checkpoints import TrialCheckpoints
 from st_hpo.console import drop_output_callbacks, log_level_kept, quiet
 from st_hpo.conversion import plain
 from st_hpo.distributed import FencedEvaluator, Pruned, Ranks, SharedTrial
-from st_hpo.errors import ConfigurationError, SearchSpaceError
+from st_hpo.errors import SearchSpaceError
 from st_hpo.evaluations import EvaluationRecorder, final_evaluation
 from st_hpo.factories import Factories, TrialView, make_model_and_loss
 from st_hpo.faults import StopSignal, describe
+from st_hpo.folders import Saving, check_run_name, default_run_name
 from st_hpo.jsonable import recordable
 from st_hpo.objective import Objective
 from st_hpo.recipe import TrainerRecipe
 from st_hpo.release import forget_frames, release_memory, take_apart
 from st_hpo.results import COMPLETED, FAILED, PRUNED, Baseline, TrialRecord
 from st_hpo.routing import Routed, Router
+from st_hpo.trackers import Tracking, drop_trackers
 
 Report = Callable[[float, int], bool]
 
@@ -55,11 +57,6 @@ class _AsTrial(TrainerCallback):  # type: ignore[misc]
             self._stop.check()
 
 
-def default_run_name(record: TrialRecord, native: Any) -> str:
-    """Returns ``run-<id>``, with what the backend calls the trial, as transformers does."""
-    return f"run-{record.backend_id or record.number}"
-
-
 @dataclass
 class TrialRunner:
     """Runs trials, one after the other, each as if it were the only one.
@@ -75,6 +72,9 @@ class TrialRunner:
         verbose: Show the inner bars and log lines.
         run_name: Names a trial from its number and the backend's trial.
         pruned_exceptions: Exceptions by which user code prunes its own trial.
+        ranks: The ranks that train together, None for one process.
+        saving: What a trial leaves on disk; None to leave that to the training arguments.
+        tracking: The trackers of ``report_to``.
     """
 
     recipe: TrainerRecipe
@@ -88,6 +88,8 @@ class TrialRunner:
     run_name: Callable[[TrialRecord, Any], str] = default_run_name
     pruned_exceptions: tuple[type[BaseException], ...] = ()
     ranks: Ranks | None = None
+    saving: Saving | None = None
+    tracking: Tracking = field(default_factory=Tracking)
     _trials_begun: int = 0
 
     def baseline(self) -> Baseline:
@@ -96,7 +98,7 @@ class TrialRunner:
         args = self.snapshot.build()
         try:
             view = TrialView(self.applied.all()) if self.applied.all() else None
-            with self._console():
+            with self._console(), self._folder(args, "baseline", TrialRecord(-1)):
                 metrics = self._evaluate_untrained(args, view)
         except BaseException as exc:
             forget_frames(exc)
@@ -132,6 +134,7 @@ class TrialRunner:
         model, loss = make_model_and_loss(args, self.factories, self.applied, view)
         evaluations = EvaluationRecorder()
         trainer = self._build(args, model, loss, evaluations)
+        drop_trackers(trainer)
         try:
             return final_evaluation(trainer, evaluations)
         finally:
@@ -179,8 +182,10 @@ class TrialRunner:
             record.state = PRUNED if isinstance(exc, self.pruned_exceptions) else FAILED
             record.error = describe(exc)
             forget_frames(exc)
+            self.tracking.close(record, by_backend=isinstance(exc, SystemExit))
             raise
         finally:
+            self.tracking.close(record)
             with _phase(record, "release"):
                 release_memory(*args)
             record.seconds = time.perf_counter() - started
@@ -202,11 +207,23 @@ class TrialRunner:
             record.hyperparameters = routed.all()
             args = self.snapshot.build(routed.arguments)
             name = check_run_name(self.run_name(record, native) if name is None else name)
-            if args.save_strategy != "no":
-                args.output_dir = os.path.join(args.output_dir, name)
             if checkpoints is not None:
                 checkpoints.prepare(args)
             held.append(args)
+        with self._folder(args, name, record, moved=checkpoints is not None and checkpoints.writes_own):
+            self._train(record, routed, args, name, native, report, checkpoints, stop)
+
+    def _train(
+        self,
+        record: TrialRecord,
+        routed: Routed,
+        args: Any,
+        name: str,
+        native: Any,
+        report: Report | None,
+        checkpoints: TrialCheckpoints | None,
+        stop: StopSignal | None,
+    ) -> None:
         effective = Routed(
             model={**self.applied.model, **routed.model},
             loss={**self.applied.loss, **routed.loss},
@@ -235,6 +252,7 @@ class TrialRunner:
             trainer = self._build(args, model, loss, evaluations)
             if self.ranks is not None:
                 self.ranks.fence()
+            self.tracking.attach(trainer, name, record, self.objective_names)
             trainer.callback_handler.callbacks.insert(
                 0, _AsTrial(name, dict(record.hyperparameters), stop, self.ranks)
             )
@@ -252,6 +270,20 @@ class TrialRunner:
         finally:
             with _phase(record, "release"):
                 take_apart(trainer)
+
+    @contextlib.contextmanager
+    def _folder(self, args: Any, name: str, record: TrialRecord, moved: bool = False) -> Iterator[None]:
+        """The folder of one trial below that of the search; one rank looks after it."""
+        if self.saving is None or moved:
+            yield
+            return
+        self.saving.prepare(args)
+        if not self.decides:
+            args.output_dir = os.path.join(args.output_dir, name)
+            yield
+            return
+        with self.saving.folder(args, name, record, self.objective.directions):
+            yield
 
     def _proposal(
         self, record: TrialRecord, propose: Callable[[], Mapping[str, Any]], native: Any
@@ -311,20 +343,6 @@ class TrialRunner:
             if trainer.evaluator is not None:
                 trainer.evaluator = FencedEvaluator(trainer.evaluator)
         return trainer
-
-
-def check_run_name(name: Any) -> str:
-    """Returns the name of a run, which is also its folder below ``output_dir``.
-
-    Raises:
-        ConfigurationError: It is no string, or would lead out of that folder.
-    """
-    if not isinstance(name, str) or not name or name in (".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
-        raise ConfigurationError(
-            f"`hp_name` must return the name of a folder, without '/', but returned {name!r}. For example: "
-            "hp_name=lambda trial: f'trial-{trial.number}'."
-        )
-    return name
 
 
 def _curve_point(trainer: Any, metrics: dict[str, Any]) -> dict[str, Any]:
