@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,15 +26,21 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in a script's b
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (``--dist loadgroup``): a file's tests share what its fixtures have made.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several processes: a file's tests share what its fixtures have made, so one process runs them.
 
-    All tests with Ray run in one process: a search that starts Ray would join a cluster that another test has running.
+    All tests with Ray run in one process, too: a search that starts Ray would join a cluster that another test has
+    running.
     """
-    for item in items:
-        with_ray = "ray" in item.path.stem or "TestRay" in item.nodeid or "ray" in item.name
-        item.add_marker(pytest.mark.xdist_group("ray" if with_ray else str(item.path)))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            with_ray = "ray" in file.rpartition("/")[2] or "TestRay" in test or "ray_page" in test or "[ray]" in test
+            return "ray" if with_ray else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
