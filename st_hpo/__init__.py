@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from st_hpo._version import __version__
+from st_hpo.after_search import Retrained
+from st_hpo.confirmation import Confirmation, ConfirmedTrial
 from st_hpo.errors import (
     BackendNotInstalledError,
     BackendUnavailableError,
@@ -36,6 +38,8 @@ __all__ = [
     "Baseline",
     "Categorical",
     "ConfigurationError",
+    "Confirmation",
+    "ConfirmedTrial",
     "CrossEncoderHPOTrainer",
     "DirectionError",
     "FactoryError",
@@ -50,6 +54,7 @@ __all__ = [
     "NotSupportedError",
     "ObjectiveError",
     "RankError",
+    "Retrained",
     "SearchResult",
     "SearchSpace",
     "SearchSpaceError",

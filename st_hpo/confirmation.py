@@ -65,13 +65,30 @@ class Confirmation:
         objective_names: The metric keys.
         directions: ``"minimize"`` or ``"maximize"``, one for each.
         held_out: Whether they were evaluated with a ``test_evaluator`` of their own.
-        trials: One for each configuration; for one objective in the order of their means, otherwise of their numbers.
+        trials: One for each configuration; for one objective in the order of their means, otherwise in that of the
+            search.
     """
 
     objective_names: list[str]
     directions: list[str]
     held_out: bool
     trials: list[ConfirmedTrial]
+
+    @classmethod
+    def ranked(
+        cls, objective_names: list[str], directions: list[str], held_out: bool, trials: list[ConfirmedTrial]
+    ) -> Confirmation:
+        """Returns a confirmation with its trials in order: those without any value last."""
+        if len(directions) == 1:
+            sign = -1.0 if directions[0] == "maximize" else 1.0
+            means = {id(trial): trial.mean() for trial in trials}
+
+            def rank(trial: ConfirmedTrial) -> tuple[bool, float]:
+                mean = means[id(trial)]
+                return mean is None, sign * (mean or 0.0)
+
+            trials = sorted(trials, key=rank)
+        return cls(objective_names, directions, held_out, trials)
 
     def difference(self, trial: ConfirmedTrial, confidence: float = 0.95) -> tuple[float, float] | None:
         """How far the first configuration is ahead of ``trial``, seed by seed: a paired Student's interval.

@@ -8,6 +8,8 @@ from typing import Any
 
 from st_hpo.objective import PREFIX, metric_keys
 
+HELD_OUT_PREFIX = "test_"
+
 
 @dataclass
 class Evaluation:
@@ -86,6 +88,24 @@ def final_evaluation(trainer: Any, evaluations: EvaluationRecorder) -> dict[str,
     if last is not None and is_final:
         return dict(last.metrics)
     return with_both_spellings(trainer.evaluate(), trainer, in_training=False)
+
+
+def held_out_metrics(evaluator: Any, trainer: Any) -> dict[str, float]:
+    """Returns what an evaluator gives that is not the trainer's own, as ``test_<metric>``; nothing without one."""
+    if evaluator is None:
+        return {}
+    found = evaluator(trainer.model, epoch=trainer.state.epoch or -1, steps=trainer.state.global_step)
+    found = found if isinstance(found, dict) else {"evaluator": found}
+    return {HELD_OUT_PREFIX + name: value for name, value in found.items()}
+
+
+def as_one_evaluator(evaluator: Any) -> Any:
+    """Returns an evaluator, or several as one, as upstream's trainer does (BaseTrainer.__init__)."""
+    if isinstance(evaluator, list | tuple):
+        from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
+
+        return SequentialEvaluator(list(evaluator))
+    return evaluator
 
 
 def with_both_spellings(metrics: dict[str, Any], trainer: Any, in_training: bool) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def resolve_objective(compute_objective: ComputeObjective, direction: Any, evalu
             )
         if evaluator is None:
             return Objective([PREFIX + "loss"], given or ["minimize"])
-        return Objective([_PRIMARY], given or [_direction_of_evaluator(evaluator)], _evaluator=evaluator)
+        return Objective([_PRIMARY], given or [direction_of_evaluator(evaluator)], _evaluator=evaluator)
 
     keys: Any = [compute_objective] if isinstance(compute_objective, str) else compute_objective
     if not isinstance(keys, list | tuple) or not keys or not all(isinstance(key, str) and key for key in keys):
@@ -248,7 +248,7 @@ def _evaluators(evaluator: Any) -> list[Any]:
     ]
 
 
-def _direction_of_evaluator(evaluator: Any) -> str:
+def direction_of_evaluator(evaluator: Any) -> str:
     """The direction of the primary metric: its evaluator's ``greater_is_better``.
 
     A SequentialEvaluator's own flag is always True, so where it runs other evaluators, they decide.
@@ -271,7 +271,7 @@ def _direction_of_key(key: str, evaluator: Any) -> str:
         primary = getattr(item, "primary_metric", None)
         if primary is not None and (bare == primary or bare.endswith("_" + primary)):
             is_outer = item is evaluator
-            return _direction_of_evaluator(item) if is_outer else _flag_to_direction(item)
+            return direction_of_evaluator(item) if is_outer else _flag_to_direction(item)
     raise DirectionError(
         f"`direction` must be given for the objective {key!r}: it is neither a loss nor the primary metric of the "
         "evaluator, so nothing says whether more or less of it is better. Pass 'minimize' or 'maximize'. (Many "

@@ -174,10 +174,14 @@ class ModelCardMemo:
             random.setstate(self._after[key])
             return
         torch_before = torch.get_rng_state()
-        with no_bars_on_stderr() if self._quiet else contextlib.nullcontext():
-            full()
+        self.in_full(full)
         if torch.equal(torch_before, torch.get_rng_state()):  # a dataset's transform may draw from torch as well
             self._after[key] = random.getstate()
+
+    def in_full(self, full: Callable[[], None]) -> None:
+        """Runs ``full``, as for a card that is written."""
+        with no_bars_on_stderr() if self._quiet else contextlib.nullcontext():
+            full()
 
 
 @dataclass
@@ -188,12 +192,14 @@ class TrialParts:
         parts: Constructor arguments of the upstream trainer.
         evaluations: The recorder of its evaluations.
         card_memo: Stands in for the work on a model card that is never written.
+        writes_card: Whether the model's card may be written.
         ranks: The ranks that train together, None for one process.
     """
 
     parts: dict[str, Any]
     evaluations: Any
     card_memo: ModelCardMemo
+    writes_card: bool = False
     ranks: Any = None
 
     def fenced(self, step: Callable[[], Any]) -> Any:
@@ -214,6 +220,8 @@ class TrainerRecipe:
         parts: Constructor arguments that replace those of the call.
         callbacks: Its callbacks.
         owner: The user's trainer.
+        card_memo: Does the work on model cards that are never written.
+        writes_cards: Whether the cards of trials may be written.
     """
 
     trainer_class: Any
@@ -222,6 +230,7 @@ class TrainerRecipe:
     callbacks: CallbackPlan
     owner: Any
     card_memo: ModelCardMemo = field(default_factory=ModelCardMemo)
+    writes_cards: bool = False
 
     def _shared(self) -> tuple[Any, ...]:
         return tuple(self.parts[name] for name in REPLACEABLE if self.parts.get(name) is not None)
@@ -251,7 +260,7 @@ class TrainerRecipe:
         plan = self.callbacks.copies(self.owner, trainer, self._shared())
         datasets = {name: isolated(self.parts[name]) for name in ("train_dataset", "eval_dataset")}
         parts = {**self.parts, **datasets, "model": model, "args": args, "loss": loss, "callbacks": plan.given}
-        vars(trainer)["_of_trial"] = TrialParts(parts, evaluations, self.card_memo)
+        vars(trainer)["_of_trial"] = TrialParts(parts, evaluations, self.card_memo, self.writes_cards)
         positional, keywords = self.call
         trainer.__init__(*positional, **keywords)
         apply_callbacks(trainer, plan)

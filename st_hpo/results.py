@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from st_hpo.confirmation import Confirmation
 from st_hpo.errors import ConfigurationError
+from st_hpo.files import write_whole
 from st_hpo.jsonable import from_jsonable, to_jsonable
+from st_hpo.tables import one_type, rows
 
 FORMAT_VERSION = 1
 COMPLETED, PRUNED, FAILED, RUNNING, WAITING = STATES = ("completed", "pruned", "failed", "running", "waiting")
@@ -130,6 +132,18 @@ class SearchResult:
             return [min(completed, key=lambda trial: (self._losses(trial), trial.number))] if completed else []
         return [trial for trial in completed if not any(self._dominates(other, trial) for other in completed)]
 
+    def ranked(self) -> list[TrialRecord]:
+        """Returns the completed trials, the best first.
+
+        For several objectives, a trial that no other beats in all of them comes first, then one that one other beats,
+        and so on; among equals the first trial.
+        """
+        completed = self.completed
+        if len(self.directions) == 1:
+            return sorted(completed, key=lambda trial: (self._losses(trial), trial.number))
+        beaten = {trial.number: sum(self._dominates(other, trial) for other in completed) for trial in completed}
+        return sorted(completed, key=lambda trial: (beaten[trial.number], trial.number))
+
     def _losses(self, trial: TrialRecord) -> list[float]:
         """The objectives turned so that less is better."""
         return [
@@ -147,21 +161,7 @@ class SearchResult:
         The columns are number, state, the objective (several: one for each name), ``hyperparameters.<name>``,
         ``metrics.<name>``, seconds and error.
         """
-        hyperparameters = _union(trial.hyperparameters for trial in self.trials)
-        metrics = _union(trial.metrics for trial in self.trials)
-        rows = []
-        for trial in self.trials:
-            row: dict[str, Any] = {"number": trial.number, "state": trial.state}
-            if len(self.directions) == 1:
-                row["objective"] = trial.objective
-            else:
-                values: Sequence[float | None] = trial.values or [None] * len(self.objective_names)
-                row.update({f"objective.{name}": v for name, v in zip(self.objective_names, values, strict=True)})
-            row.update({f"hyperparameters.{name}": trial.hyperparameters.get(name) for name in hyperparameters})
-            row.update({f"metrics.{name}": trial.metrics.get(name) for name in metrics})
-            row.update(seconds=trial.seconds, error=trial.error)
-            rows.append(row)
-        return rows
+        return rows(self)
 
     def to_pandas(self) -> Any:
         """Returns the trials as a :class:`pandas.DataFrame` with the columns of :meth:`to_rows`.
@@ -185,7 +185,7 @@ class SearchResult:
         for row in self.to_rows():
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
-        return Dataset.from_dict({name: _one_type(values) for name, values in columns.items()})
+        return Dataset.from_dict({name: one_type(values) for name, values in columns.items()})
 
     def to_json(self) -> str:
         """Returns the result as JSON, without loss; ``native`` is left out."""
@@ -246,14 +246,7 @@ class SearchResult:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the result as a JSON file; an existing file is replaced in one step, never left half written."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            unfinished.write_text(self.to_json(), encoding="utf-8")
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SearchResult:
@@ -268,30 +261,66 @@ class SearchResult:
         except UnicodeDecodeError as exc:
             raise ConfigurationError(f"{str(path)!r} is no saved SearchResult: it is no text ({exc}).") from exc
 
+    def plot(self, kind: str, objective: str | int | None = None, **options: Any) -> Any:
+        """Returns a plot of the trials for a notebook; of whatever backend they come.
+
+        Args:
+            kind: ``"history"``, ``"importances"``, ``"parallel_coordinates"``, ``"slice"``, ``"contour"``,
+                ``"timeline"``, ``"learning_curves"``, ``"pareto_front"`` or ``"edf"``.
+            objective: Which objective it is about, by its name or index; the first one where none is given.
+            **options: Of ``"slice"`` and ``"parallel_coordinates"``: ``params``, a list of hyperparameters. Of
+                ``"contour"``: ``params``, two of them. Of ``"learning_curves"``: ``metric``, a name. Of
+                ``"pareto_front"``: ``against``, the other objective.
+
+        Returns:
+            A :class:`plotly.graph_objects.Figure`. Where there is nothing to draw, it is empty and says why.
+
+        Raises:
+            ConfigurationError: There is no such kind, objective, hyperparameter, metric or option.
+            BackendNotInstalledError: plotly is missing (``pip install 'st-hpo[report]'``).
+        """
+        from st_hpo.report.figures import plot
+
+        return plot(self, kind, objective, options)
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Writes everything about the search as one HTML file that needs no network (about 5 MB, plotly included).
+
+        Args:
+            path: The file to write; one that exists is replaced in one step.
+
+        Returns:
+            The path.
+
+        Raises:
+            BackendNotInstalledError: plotly is missing (``pip install 'st-hpo[report]'``).
+        """
+        from st_hpo.report.page import page
+
+        return write_whole(path, page(self))
+
+    def write_card(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes a section on the search into the README.md of a saved model; one that is there is replaced.
+
+        Args:
+            folder: The folder of the model, as its ``save_pretrained`` has made it.
+
+        Returns:
+            The path of the card.
+
+        Raises:
+            ConfigurationError: There is no such folder.
+        """
+        from st_hpo.report.card import write_card
+
+        return write_card(self, folder)
+
+    def _repr_html_(self) -> str:
+        from st_hpo.report.notebook import html
+
+        return html(self)
+
     def __str__(self) -> str:
-        counts = {state: sum(trial.state == state for trial in self.trials) for state in STATES}
-        states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        lines = [f"{len(self.trials)} trials ({states or 'none'}) of {', '.join(self.objective_names)}"]
-        if self.baseline is not None:
-            lines.append(f"untrained: {self.baseline.objective}")
-        if self.default is not None:
-            lines.append(f"your arguments: {self.default.objective}")
-        lines += [f"best: {best.objective} (trial {best.number}) {best.hyperparameters}" for best in self.best_trials]
-        return "\n".join(lines)
+        from st_hpo.report.text import text
 
-
-def _union(dicts: Any) -> list[str]:
-    return list(dict.fromkeys(name for item in dicts for name in item))
-
-
-def _one_type(values: list[Any]) -> list[Any]:
-    kinds = {type(value) for value in values if value is not None}
-    if any(type(value) is int and not -(2**63) <= value < 2**63 for value in values):
-        kinds = {dict}  # more digits than a column of integers holds
-    if kinds <= {int, float} and kinds:
-        fits = all(abs(v) <= 2**53 for v in values if type(v) is int)
-        if kinds == {int} or fits:
-            return [float(v) if float in kinds and v is not None else v for v in values]
-    elif len(kinds) <= 1 and not kinds & {dict, list}:
-        return values
-    return [None if value is None else json.dumps(to_jsonable(value), sort_keys=True) for value in values]
+        return text(self)

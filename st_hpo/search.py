@@ -14,10 +14,11 @@ from st_hpo._version import __version__
 from st_hpo.backends import SearchBackend
 from st_hpo.console import SearchProgress
 from st_hpo.errors import NoFinishedTrialError
-from st_hpo.faults import SIGTERM, FaultPolicy, SearchStopped, StopSignal
+from st_hpo.faults import SIGTERM, FaultPolicy, SearchStopped, StopSignal, describe
 from st_hpo.objective import Objective
 from st_hpo.results import COMPLETED, FAILED, Baseline, SearchResult, TrialRecord
-from st_hpo.trial import TrialRunner
+from st_hpo.space import described
+from st_hpo.trial import DEFAULT, TrialRunner
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class Search:
         self._arguments = dict(backend_arguments)
         self._records: dict[int, TrialRecord] = {}
         self._baseline: Baseline | None = None
+        self.default_trial = False
+        self._default: TrialRecord | None = None
         self._best: TrialRecord | None = None
         self._progress: SearchProgress | None = None
         self._may_freeze = False
@@ -101,6 +104,8 @@ class Search:
             self._settle()
             self._progress = SearchProgress(self.n_trials, disable=not self._show_progress)
             with self._stop.watching(self._interrupts):
+                if self.default_trial:
+                    self._run_default()
                 self._run_backend()
         except KeyboardInterrupt as exc:
             interrupted = exc
@@ -115,9 +120,18 @@ class Search:
             self.backend.close()
             result = self.result(interrupted is not None)
             self._on_progress(result)
+            self._write_card(result)
         if self._stopped_by == SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         return self._best_run(result, interrupted)
+
+    def _write_card(self, result: SearchResult) -> None:
+        if self.runner.best_model is None or not self.runner.decides:
+            return
+        try:
+            self.runner.best_model.write_card(result)
+        except Exception as exc:  # the search has its result, and must not lose it to a full disk
+            logger.warning(f"The search is not in the best model's card: {describe(exc)}")
 
     def _freeze(self) -> None:
         """Takes what exists by now out of every later garbage collection: a trial's own cycles are all it has to find.
@@ -133,6 +147,20 @@ class Search:
         if not self._with_baseline:
             return
         self._baseline, self.objective.names, self.objective.directions = self.backend.run_baseline(self)
+
+    def _run_default(self) -> None:
+        record = self._default = TrialRecord(DEFAULT)
+        try:
+            self.backend.run_default(self, record)
+        except BaseException as exc:
+            if not self.survives(exc):
+                raise
+        if record.state == FAILED:
+            logger.warning(f"The training with your own arguments failed, and the search goes on: {record.error}")
+
+    def run_default(self, record: TrialRecord) -> None:
+        """See :meth:`st_hpo.backends.base.SearchTarget.run_default`."""
+        self.runner.run_default(record, self._stop)
 
     def _settle(self) -> None:
         self.objective.settle(self.runner.recipe.parts["evaluator"])
@@ -225,6 +253,8 @@ class Search:
             directions=list(self.objective.directions),
             backend=self.backend.name,
             baseline=self._baseline,
+            default=self._default,
+            space=described(self.hp_space),
             interrupted=interrupted,
             st_hpo_version=__version__,
             native=self.backend.native,

@@ -251,3 +251,13 @@ def default_search_space() -> SearchSpace:
             "warmup_steps": Float(0.0, 0.3),
         }
     )
+
+
+def described(space: Any) -> dict[str, str]:
+    """Returns a text for every hyperparameter of a space; empty where only a trial can tell what there is."""
+    if isinstance(space, SearchSpace):
+        return {name: repr(dimension) for name, dimension in space.items()}
+    if isinstance(space, Mapping):
+        texts = {str(name): str(value) for name, value in space.items()}
+        return {name: text for name, text in texts.items() if " object at 0x" not in text}
+    return {}

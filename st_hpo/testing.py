@@ -269,6 +269,17 @@ class BackendContract:
         assert [record.number for record in records] == [0, 1, 2, 3, 4]
         assert len({tuple(record.hyperparameters.items()) for record in records}) == 5
 
+    def test_the_best_model_is_kept_and_the_users_own_arguments_are_run(self, tiny_model: str, tmp_path: Path) -> None:
+        """The model on disk gives the best objective; ``default`` is the training without any hyperparameter."""
+        best = self.search(make_trainer(tiny_model, tmp_path / "out"), save_best_model=True, default_trial=True)
+        model = SentenceTransformer(str(tmp_path / "out" / "best_model"), device="cpu")
+        assert Probe()(model)["probe_agreement"] == best.objective
+        kept = [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
+        assert "best_model" in kept and not [name for name in kept if name.startswith("run-")]
+        default = best.run_summary.default
+        assert default.state == COMPLETED and default.hyperparameters == {}
+        assert default.metrics[METRIC] == train_by_hand(tiny_model, tmp_path / "hand", {})[METRIC]
+
     def test_values_come_back_in_their_declared_types_and_within_their_bounds(self, searched: Any) -> None:
         """Also those whose names have dots."""
         for record in searched[1].run_summary.trials:

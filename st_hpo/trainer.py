@@ -10,22 +10,22 @@ from sentence_transformers.cross_encoder import CrossEncoderTrainer
 from sentence_transformers.multi_vector_encoder import MultiVectorEncoderTrainer
 from sentence_transformers.sparse_encoder import SparseEncoderTrainer
 
+from st_hpo.after_search import AfterSearch
 from st_hpo.arguments import ArgumentSnapshot
+from st_hpo.best_model import best_model_keeper
 from st_hpo.construction import RebuildableTrainer, loss_instances
 from st_hpo.errors import ConfigurationError
 from st_hpo.faults import FaultPolicy, StopSignal
-from st_hpo.folders import Saving, default_run_name
 from st_hpo.objective import ComputeObjective, resolve_objective
 from st_hpo.preflight import check_search, check_timeout, ranks_of
 from st_hpo.ranked import RankedSearch
-from st_hpo.recipe import ModelCardMemo, TrainerRecipe, current_parts
+from st_hpo.recipe import current_parts
 from st_hpo.release import release_memory
-from st_hpo.results import SearchResult, TrialRecord
-from st_hpo.routing import Routed, Router
+from st_hpo.results import SearchResult
+from st_hpo.routing import Router
 from st_hpo.search import Search
 from st_hpo.space import SearchSpace
 from st_hpo.trackers import Tracking, search_group
-from st_hpo.trial import TrialRunner
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-class HPOTrainerMixin(RebuildableTrainer):
+class HPOTrainerMixin(AfterSearch):
     """Gives a sentence-transformers trainer ``loss_init`` and a hyperparameter search with isolated trials.
 
     Every argument of the upstream trainer works as before; those named here mean more.
@@ -178,10 +178,13 @@ class HPOTrainerMixin(RebuildableTrainer):
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Sets up the model card, as upstream; not in a trial that saves nothing, which writes no card."""
         upstream = super().add_model_card_callback  # type: ignore[misc]
-        if self._of_trial is None or self.args.save_strategy != "no" or self.args.push_to_hub:
+        trial = self._of_trial
+        if trial is None:
             upstream(default_args_dict)
+        elif trial.writes_card or self.args.save_strategy != "no" or self.args.push_to_hub:
+            trial.card_memo.in_full(lambda: upstream(default_args_dict))
         else:
-            self._of_trial.card_memo.run(self, lambda: upstream(default_args_dict))
+            trial.card_memo.run(self, lambda: upstream(default_args_dict))
 
     # ---- Search ----
 
@@ -196,6 +199,8 @@ class HPOTrainerMixin(RebuildableTrainer):
         *,
         objective_from: str = "end",
         baseline: bool = True,
+        default_trial: bool = False,
+        save_best_model: bool = False,
         verbose: bool = False,
         timeout: float | None = None,
         on_error: str = "raise",
@@ -229,6 +234,11 @@ class HPOTrainerMixin(RebuildableTrainer):
                 evaluation during the training or at its end.
             baseline: Whether to evaluate the untrained model before the first trial. It shows what the search adds,
                 and finds a missing metric in seconds. Costs one evaluation.
+            default_trial: Whether to train once with this trainer's own arguments before the first trial, to compare
+                with. Beside the ``n_trials``; every process that takes part in a shared study does it.
+            save_best_model: Whether to keep the best trial's model at ``output_dir/best_model`` while the search runs,
+                and that of no other; for a single objective. Trials on machines that do not share ``output_dir`` keep
+                the best of each.
             verbose: Whether to show the progress bars and log lines of every trial.
             timeout: Seconds after which the search ends, between two steps of the trial that runs then.
             on_error: ``"raise"``: what a trial raises ends the search, unless it is out of memory or disk space;
@@ -266,7 +276,7 @@ class HPOTrainerMixin(RebuildableTrainer):
             )
         faults = FaultPolicy(on_error, max_consecutive_failures)
         check_timeout(timeout)
-        factories = self._factories(parts.pop("loss"))
+        factories = self._factories(parts["loss"])
         objective = resolve_objective(compute_objective, direction, getattr(self, "evaluator", None))
         snapshot = ArgumentSnapshot(self.args)
         router = Router(snapshot, factories.model_init, factories.loss_init)
@@ -277,70 +287,26 @@ class HPOTrainerMixin(RebuildableTrainer):
             return check_search(backend, hp_space, n_trials, objective, objective_from, args, router, kwargs, ranks)
 
         found, space = check() if ranks is None else ranks.together("the checks", check)
-        parts["evaluator"] = self.evaluator  # upstream has put a list of evaluators into one
-        card_memo = ModelCardMemo(quiet=not verbose)
-        recipe = TrainerRecipe(type(self), self._call, parts, self._current_plan(), self, card_memo)
-        recipe.check_callbacks()
-        runner = TrialRunner(
-            recipe,
-            snapshot,
-            router,
-            factories,
-            objective,
-            best_evaluation=objective_from == "best",
-            applied=Routed(model=self._applied.model, loss=self._applied.loss, free=self._applied.free),
-            verbose=verbose,
-            run_name=default_run_name if hp_name is None else lambda record, trial: hp_name(trial),
-            pruned_exceptions=found.pruned_exceptions,
-            saving=Saving.of(self.args, snapshot.kwargs),
-            tracking=Tracking(search_group(self.args, kwargs), snapshot.output_dir, verbose),
-        )
+        runner = self._trial_runner(snapshot, router, factories, objective, verbose)
+        runner.best_evaluation = objective_from == "best"
+        runner.pruned_exceptions = found.pruned_exceptions
+        runner.tracking = Tracking(search_group(self.args, kwargs), snapshot.output_dir, verbose)
+        if hp_name is not None:
+            runner.run_name = lambda record, trial: hp_name(trial)
+        if save_best_model:
+            runner.best_model = best_model_keeper(self.args.output_dir, found.study_id(kwargs), objective)
+            runner.recipe.writes_cards = True
         show_progress = not self.args.disable_tqdm
         stop = StopSignal(timeout)
         parameters = (found, runner, space, n_trials, baseline, show_progress, self._keep_result, faults, stop, kwargs)
         search = Search(*parameters) if ranks is None else RankedSearch(ranks, *parameters)
+        search.default_trial = default_trial
+        self._last_objective = objective
         self._release()
         return search.run()
 
     def _keep_result(self, result: SearchResult) -> None:
         self.last_search = result
-
-    def apply_best_run(self, best_run: BestRun | TrialRecord) -> None:
-        """Takes over the hyperparameters of a run: ``train()`` then reproduces its objective.
-
-        The training arguments become new ones with the run's values; the values of ``loss.<name>``, ``model.<name>``
-        and of what ``model_init`` and ``loss_init`` read from their trial reach them from now on, outside of trials
-        and in the trials of a later search that does not search them.
-
-        Args:
-            best_run: What :meth:`hyperparameter_search` returned, or any record of its result.
-
-        Raises:
-            ConfigurationError: It is a list of runs: choose one of the Pareto front.
-        """
-        if isinstance(best_run, list):
-            raise ConfigurationError(
-                f"`apply_best_run` takes one run, but got a list of {len(best_run)}: choose one of the Pareto front."
-            )
-        hyperparameters = getattr(best_run, "hyperparameters", None)
-        if not isinstance(hyperparameters, Mapping):
-            raise ConfigurationError(
-                f"`apply_best_run` takes what `hyperparameter_search` returned, or a trial's record, but got "
-                f"{best_run!r}."
-            )
-        snapshot = ArgumentSnapshot(self.args)
-        loss = current_parts(self, self._given, self._built)["loss"]
-        factories = self._factories(loss)
-        routed = Router(snapshot, factories.model_init, factories.loss_init).route(hyperparameters, strict=False)
-        arguments = snapshot.build(routed.arguments)
-        self._release()
-        self.args = arguments
-        self._applied = Routed(
-            {**self._applied.arguments, **routed.arguments},
-            {**self._applied.model, **routed.model},
-            {**self._applied.loss, **routed.loss},
-            {**self._applied.free, **routed.free},
-        )
 
 
 class SentenceTransformerHPOTrainer(HPOTrainerMixin, SentenceTransformerTrainer):  # type: ignore[misc]

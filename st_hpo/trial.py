@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainerCallback
-
 from st_hpo.arguments import ArgumentSnapshot
+from st_hpo.best_model import BestModelKeeper, Candidate
 from st_hpo.checkpoints import TrialCheckpoints
 from st_hpo.console import drop_output_callbacks, log_level_kept, quiet
 from st_hpo.conversion import plain
 from st_hpo.distributed import FencedEvaluator, Pruned, Ranks, SharedTrial
 from st_hpo.errors import SearchSpaceError
-from st_hpo.evaluations import EvaluationRecorder, final_evaluation
+from st_hpo.evaluations import EvaluationRecorder, final_evaluation, held_out_metrics
 from st_hpo.factories import Factories, TrialView, make_model_and_loss
 from st_hpo.faults import StopSignal, describe
 from st_hpo.folders import Saving, check_run_name, default_run_name
@@ -30,31 +29,10 @@ from st_hpo.release import forget_frames, release_memory, take_apart
 from st_hpo.results import COMPLETED, FAILED, PRUNED, Baseline, TrialRecord
 from st_hpo.routing import Routed, Router
 from st_hpo.trackers import Tracking, drop_trackers
+from st_hpo.trial_callback import AsTrial
 
 Report = Callable[[float, int], bool]
-
-
-class _AsTrial(TrainerCallback):  # type: ignore[misc]
-    """Tells upstream's tracker callbacks that this training is a trial, as transformers' own search does."""
-
-    def __init__(
-        self, name: str, hyperparameters: dict[str, Any], stop: StopSignal | None, ranks: Ranks | None
-    ) -> None:
-        self._name = name
-        self._hyperparameters = hyperparameters
-        self._stop = stop
-        self._ranks = ranks
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        state.is_hyper_param_search = True
-        state.trial_name = self._name
-        state.trial_params = self._hyperparameters
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._ranks is not None:
-            self._ranks.check_stop(state.global_step)
-        elif self._stop is not None:
-            self._stop.check()
+DEFAULT = -1  # the number of the training with the user's own arguments
 
 
 @dataclass
@@ -74,6 +52,10 @@ class TrialRunner:
         pruned_exceptions: Exceptions by which user code prunes its own trial.
         ranks: The ranks that train together, None for one process.
         saving: What a trial leaves on disk; None to leave that to the training arguments.
+        best_model: Keeps the best trial's weights; None to keep none.
+        strict: Whether names that nothing uses are refused.
+        held_out: An evaluator that no trial is chosen by. Its metrics are added to those at a trial's end, as
+            ``test_<metric>``.
         tracking: The trackers of ``report_to``.
     """
 
@@ -89,6 +71,9 @@ class TrialRunner:
     pruned_exceptions: tuple[type[BaseException], ...] = ()
     ranks: Ranks | None = None
     saving: Saving | None = None
+    best_model: BestModelKeeper | None = None
+    held_out: Any = None
+    strict: bool = True
     tracking: Tracking = field(default_factory=Tracking)
     _trials_begun: int = 0
 
@@ -182,7 +167,7 @@ class TrialRunner:
             record.state = PRUNED if isinstance(exc, self.pruned_exceptions) else FAILED
             record.error = describe(exc)
             forget_frames(exc)
-            self.tracking.close(record, by_backend=isinstance(exc, SystemExit))
+            self.tracking.close(record, exc)
             raise
         finally:
             self.tracking.close(record)
@@ -203,13 +188,17 @@ class TrialRunner:
         with _phase(record, "propose"):
             proposed, native, name = self._proposal(record, propose, native)
         with _phase(record, "arguments"):
-            routed = self.router.route(proposed)
+            routed = self.router.route(proposed, self.strict)
             record.hyperparameters = routed.all()
             args = self.snapshot.build(routed.arguments)
+            if record.number == DEFAULT:
+                name = "default"
             name = check_run_name(self.run_name(record, native) if name is None else name)
             if checkpoints is not None:
                 checkpoints.prepare(args)
             held.append(args)
+        if self.decides:
+            self.tracking.announce(args, name, self.recipe.callbacks.removed)
         with self._folder(args, name, record, moved=checkpoints is not None and checkpoints.writes_own):
             self._train(record, routed, args, name, native, report, checkpoints, stop)
 
@@ -229,15 +218,17 @@ class TrialRunner:
             loss={**self.applied.loss, **routed.loss},
             free={**self.applied.free, **routed.free},
         )
-        view = TrialView({**effective.all(), **routed.all()}, native)
+        values = {**effective.all(), **routed.all()}
+        view = TrialView(values, native) if values or record.number != DEFAULT else None
         try:
             model, loss = make_model_and_loss(args, self.factories, effective, view, lambda key: _phase(record, key))
-            self.router.check_read(routed, view)
+            if view is not None and self.strict:
+                self.router.check_read(routed, view)
         finally:
             # Suggestions made inside `model_init` and `loss_init`, or on the way to the values that were set
             suggested = dict(getattr(native, "params", None) or {})
             record.hyperparameters = {k: plain(k, v) for k, v in {**suggested, **routed.all()}.items()}
-        if not record.hyperparameters:
+        if not record.hyperparameters and record.number != DEFAULT:
             raise SearchSpaceError("The search space is empty: `hp_space` returned {} and nothing was suggested.")
 
         def on_evaluation(step: int, metrics: dict[str, Any]) -> None:
@@ -246,16 +237,18 @@ class TrialRunner:
             record.evaluations.append(_curve_point(trainer, record.metrics))
             if report is not None and step > 0 and self._is_pruned(report, metrics, step):
                 raise Pruned(f"pruned at step {step}")
+            if self.best_evaluation and step > 0:
+                candidate.offer(trainer.model, metrics)
 
+        keeper = self.best_model if self.decides and record.number != DEFAULT else None
+        candidate = Candidate(keeper, self.objective, record)
         evaluations = EvaluationRecorder(on_evaluation)
         with _phase(record, "trainer"):
             trainer = self._build(args, model, loss, evaluations)
             if self.ranks is not None:
                 self.ranks.fence()
             self.tracking.attach(trainer, name, record, self.objective_names)
-            trainer.callback_handler.callbacks.insert(
-                0, _AsTrial(name, dict(record.hyperparameters), stop, self.ranks)
-            )
+            trainer.callback_handler.callbacks.insert(0, AsTrial(name, dict(record.hyperparameters), stop, self.ranks))
         del model, loss
         try:
             resume_from = None if checkpoints is None else checkpoints.attach(trainer, evaluations)
@@ -264,12 +257,25 @@ class TrialRunner:
                 _ = trainer.train() if resume_from is None else trainer.train(resume_from_checkpoint=resume_from)
             with _phase(record, "evaluate"):
                 metrics = final_evaluation(trainer, evaluations)
+                metrics.update(held_out_metrics(self.held_out, trainer))
+            candidate.offer(trainer.model, metrics, final=True)
             if not record.evaluations or record.evaluations[-1]["step"] < trainer.state.global_step:
                 record.evaluations.append(_curve_point(trainer, recordable(metrics)))
             self._conclude(record, metrics, evaluations)
+            candidate.keep()
         finally:
+            candidate.drop()
             with _phase(record, "release"):
                 take_apart(trainer)
+
+    def run_default(self, record: TrialRecord, stop: StopSignal | None = None) -> None:
+        """Trains with the user's own arguments, unchanged; otherwise as :meth:`run`.
+
+        Args:
+            record: The record to fill, with the number :data:`DEFAULT`.
+            stop: See :meth:`run`.
+        """
+        self.run(record, dict, stop=stop)
 
     @contextlib.contextmanager
     def _folder(self, args: Any, name: str, record: TrialRecord, moved: bool = False) -> Iterator[None]:

@@ -28,6 +28,7 @@ FILES = {
 PURE = ["errors", "space", "conversion", "objective", "results", "confirmation", "jsonable"]
 HEAVY = {"torch", "transformers", "sentence_transformers", "datasets", "numpy", "accelerate"}
 BACKEND_PACKAGES = {"optuna", "ray", "wandb", "sigopt"}
+TRACKER_PACKAGES = {"mlflow", "tensorboard", "tensorboardX", "trackio"}
 
 
 def imported_by(node: ast.AST, module: str) -> list[str]:
@@ -114,7 +115,9 @@ def test_backends_know_no_trainer_and_not_each_other(module):
 def test_only_its_own_backend_imports_a_backends_package_and_only_in_functions():
     for module in FILES:
         found = tops(imports(module, inside_functions=True, for_types=True)) & BACKEND_PACKAGES
-        own = module.split(".")[2] if module.startswith("st_hpo.backends.") else None
+        own = module.split(".")[2] if module.startswith(("st_hpo.backends.", "st_hpo.trackers.")) else None
+        if module.startswith("st_hpo.report."):
+            own = "optuna"  # for its plots and importances, of results of any backend
         # Without a server, SigOpt's spaces are searched by a sampler of Optuna
         assert found <= ({own, "optuna"} if own == "sigopt" else {own}), module
         # What a backend's own `backend` module imports in functions only may import its package at once
@@ -160,7 +163,7 @@ def test_importing_st_hpo_loads_no_other_package():
     assert added - set(sys.stdlib_module_names) <= {"st_hpo", "tqdm"}
 
 
-@pytest.mark.parametrize("package", [*sorted(BACKEND_PACKAGES), "plotly", "matplotlib"])
+@pytest.mark.parametrize("package", [*sorted(BACKEND_PACKAGES), *sorted(TRACKER_PACKAGES), "plotly", "matplotlib"])
 def test_importing_st_hpo_loads_no_backend_and_no_plots(package):
     added = imported_in_a_fresh_process()["added"]
     assert not [name for name in added if name == package or name.startswith(f"{package}.")]

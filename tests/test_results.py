@@ -334,15 +334,27 @@ def test_a_result_shows_its_counts_the_untrained_model_and_the_best():
     )
     assert str(result).splitlines() == [
         "4 trials (2 completed, 1 pruned, 1 failed) of eval_0",
-        "untrained: 0.125",
-        f"best: 0.5 (trial 0) {MIXED.trials[0].hyperparameters}",
+        "untrained  0.125",
+        'best       0.5    trial 0  learning_rate=0.0001, warmup_steps=10, prompts={"anchor": "q: "}, bf16=True',
+        "",
+        "best 2 of 2 completed:",
+        "trial  objective  time   learning_rate  warmup_steps  prompts            bf16  loss.scale",
+        '0      0.5        2.5 s  0.0001         10            {"anchor": "q: "}  True  \N{EN DASH}',
+        "1      0.25       3.5 s  1e-05          0.1           None               \N{EN DASH}     auto",
+        "",
+        "failed:",
+        "  trial 2: ValueError: too large",
+        "",
+        "time: 6 s in trials",
     ]
 
 
 def test_a_result_without_trials_shows_that_there_are_none():
-    assert str(result_of(directions=("maximize", "minimize"))) == "0 trials (none) of eval_0, eval_1"
+    assert str(result_of(directions=("maximize", "minimize"))) == (
+        "0 trials (none) of eval_0, eval_1\nbest  none: no trial was completed"
+    )
 
 
 def test_the_whole_front_is_shown():
     result = result_of(trial(0, [1.0, 2.0]), trial(1, [2.0, 1.0]), directions=("maximize", "maximize"))
-    assert str(result).splitlines()[1:] == ["best: [1.0, 2.0] (trial 0) {}", "best: [2.0, 1.0] (trial 1) {}"]
+    assert str(result).splitlines()[1:3] == ["best  1.0, 2.0  trial 0", "best  2.0, 1.0  trial 1"]

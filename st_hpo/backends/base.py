@@ -40,6 +40,9 @@ class PortableTrials(Protocol):
             Exception: What the trial raised; recorded before.
         """
 
+    def run_default(self, record: TrialRecord) -> None:
+        """Trains with the user's own arguments, and fills the record; see :meth:`SearchTarget.run_default`."""
+
     @property
     def objective_names(self) -> list[str]:
         """The metric keys that are optimized, known for certain after an evaluation."""
@@ -101,6 +104,9 @@ class SearchTarget(Protocol):
             TooManyFailuresError: This trial was one failure in a row too many.
             Exception: What a trial raised, recorded as failed; as pruned, if it is one of ``pruned_exceptions``.
         """
+
+    def run_default(self, record: TrialRecord) -> None:
+        """Trains with the user's own arguments, in this process, and fills the record."""
 
     def add_record(self, record: TrialRecord, objective_names: list[str] | None = None) -> None:
         """Takes the record of a trial that has ended in another process.
@@ -183,6 +189,25 @@ class SearchBackend(HyperParamSearchBackendBase):  # type: ignore[misc]
             See :meth:`PortableTrials.settled_baseline`.
         """
         return trainer.portable.settled_baseline()
+
+    def run_default(self, trainer: SearchTarget, record: TrialRecord) -> None:
+        """Trains with the user's own arguments where the trials will run: by default, in this process.
+
+        Args:
+            trainer: The search.
+            record: The record to fill.
+
+        Raises:
+            Exception: What that training raised; recorded before.
+        """
+        trainer.run_default(record)
+
+    def study_id(self, kwargs: Mapping[str, Any]) -> str | None:
+        """Returns what names the study that a search with these arguments takes part in or continues.
+
+        None, where every search is one of its own.
+        """
+        return None
 
     def needs_evaluations(self, kwargs: Mapping[str, Any]) -> str | None:
         """Returns the argument that makes no sense without evaluations during the training, None if there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -36,6 +37,15 @@ def folder_of_programs() -> Path:
     return versions[-1].parent
 
 
+def free_port() -> int:
+    """Returns a free port that the system gives to no connection: a server that was stopped needs it again."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 30_000)
+        with socket.socket() as trying, contextlib.suppress(OSError):
+            trying.bind(("127.0.0.1", port))
+            return port
+
+
 class PostgresServer:
     """A server that can be stopped and started again.
 
@@ -48,9 +58,7 @@ class PostgresServer:
         self._data = folder / "data"
         self._log = folder / "server.log"
         self._folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         # It refuses to run as root, as which CI runs
         self._as = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
         if self._as:

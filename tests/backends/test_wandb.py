@@ -184,9 +184,7 @@ def check_one_run_a_trial(service, trainer):
         assert len(run.logged("train/loss")) == 2 and "train_runtime" in run.summary
         assert run.values["learning_rate"] == trial.hyperparameters["learning_rate"]
         assert run.values["max_steps"] == 2 and run.summary["objective"] == trial.objective
-    (baseline,) = [run for run in service.runs.values() if run.sweep is None]
-    assert (baseline.state, baseline.project) == ("finished", "tests")
-    assert baseline.summary[LOGGED] == best.run_summary.baseline.objective
+    assert best.run_summary.baseline is not None and all(run.sweep is not None for run in service.runs.values())
 
 
 def test_intermediate_objectives_are_logged(service):

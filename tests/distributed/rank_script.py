@@ -111,6 +111,11 @@ def run(case: str) -> tuple[Any, Any]:
     if case == "plain":
         trainer = trainer_of()
         return search(trainer), trainer
+    if case == "best model":
+        trainer = trainer_of(eval_strategy="steps", eval_steps=1)
+        best = search(trainer, save_best_model=True, default_trial=True, objective_from="best")
+        trainer.confirm(k=1, seeds=[3, 4], resume=True)
+        return best, None
     if case == "no baseline":
         trainer = trainer_of()
         return search(trainer, compute_objective=None, direction="maximize", baseline=False), trainer

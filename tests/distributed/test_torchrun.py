@@ -89,6 +89,20 @@ def objectives(found: dict[str, Any]) -> list[Any]:
     return [trial["objective"] for trial in trials(found) if trial["state"] == "completed"]
 
 
+def test_the_best_model_the_default_trial_and_a_confirmation(folder):
+    found = alike(ranks("best model", folder))
+    notes = [json.loads(path.read_text()) for path in folder.rglob("best_model/st_hpo.json")]
+    assert [note["values"] for note in notes] == [found["objectives"]]
+    (model,) = folder.rglob("model.safetensors")  # of rank 0, and no other
+    assert model.parent.name == "best_model"
+    result = found["result"]
+    assert result["default"]["state"] == "completed" and len(result["trials"]) == len(objectives(found))
+    (confirmed,) = result["confirmation"]["trials"]
+    assert confirmed["seeds"] == [3, 4] and None not in confirmed["values"] and confirmed["errors"] == [None, None]
+    assert confirmed["values"][0] != confirmed["values"][1]
+    assert len(list(folder.rglob("confirmation.json"))) == 1
+
+
 def test_objectives_are_those_of_plain_training_by_hand(folder):
     found = alike(ranks("plain", folder))
     assert states(found) == ["completed"] * 3

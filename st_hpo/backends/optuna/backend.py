@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from st_hpo.backends.base import SearchBackend, SearchTarget
 from st_hpo.backends.optuna.opening import opened_study
-from st_hpo.backends.optuna.settings import Settings
+from st_hpo.backends.optuna.settings import STUDY_NAME, Settings
 from st_hpo.errors import ConfigurationError, SearchSpaceError
 from st_hpo.results import TrialRecord
 from st_hpo.space import SearchSpace
@@ -54,21 +54,31 @@ class OptunaBackend(SearchBackend):
         if kwargs.get("pruner") is not None and len(directions) > 1:
             raise ConfigurationError("`pruner` needs a single objective: Optuna does not prune with several.")
 
+    def study_id(self, kwargs: Mapping[str, Any]) -> str | None:
+        """See :meth:`SearchBackend.study_id`."""
+        if kwargs.get("storage") is None and not kwargs.get("resume"):
+            return None
+        name = kwargs.get("study_name")
+        return STUDY_NAME if name is None and kwargs.get("resume") else name
+
     def run(self, trainer: SearchTarget, n_trials: int, direction: str | list[str], **kwargs: Any) -> None:
         """See :meth:`SearchBackend.run`."""
+        from st_hpo.backends.optuna.careful import careful_sampling
         from st_hpo.backends.optuna.parallel import ParallelTrials
         from st_hpo.backends.optuna.records import check_continued
         from st_hpo.backends.optuna.shared import SharedStudy
-        from st_hpo.backends.optuna.steady import impatient
+        from st_hpo.backends.optuna.steady import heed, impatient
         from st_hpo.backends.optuna.storage import in_memory
 
         settings = Settings.of(self.name, kwargs)
         directions = direction if isinstance(direction, list) else [direction]
         with (
             _optuna_logs(trainer.verbose),
+            careful_sampling(),
             opened_study(settings, directions, trainer.output_dir) as (study, is_shared),
         ):
             self._study = study
+            heed(study, lambda: trainer.ending)
             check_continued(study, directions, trainer.objective_names)
             source = SharedStudy(study, n_trials, settings.resume, settings.heartbeat_interval, is_shared)
             self._source = source
@@ -118,6 +128,8 @@ class OptunaBackend(SearchBackend):
         single: bool,
         catch: tuple[type[BaseException], ...],
     ) -> Any:
+        from st_hpo.backends.optuna.shared import only_logged, says_nothing
+
         def report(value: float, step: int) -> bool:
             trial.report(value, step)
             return bool(trial.should_prune())
@@ -128,9 +140,10 @@ class OptunaBackend(SearchBackend):
         try:
             record = trainer.run_trial(trial.number, propose, trial, report if single else None, catch=catch)
         except BaseException as exc:
-            told = source.tell(trial, trainer.record_of(trial.number), stopped=not isinstance(exc, Exception))
             if isinstance(exc, self.pruned_exceptions):
-                return told
+                return source.tell(trial, trainer.record_of(trial.number))
+            with only_logged(trial.number):
+                source.tell(trial, trainer.record_of(trial.number), says_nothing(exc))
             raise
         return source.tell(trial, record)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import socket
 import threading
@@ -74,11 +75,18 @@ class Watch:
     Args:
         interval: The seconds between two heartbeats of a trial that does not say.
         clock: Gives the seconds.
+        mute_until: Gives the time until which nobody could give signs of life.
     """
 
-    def __init__(self, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+        mute_until: Callable[[], float] = lambda: -math.inf,
+    ) -> None:
         self._interval = interval
         self._clock = clock
+        self._mute_until = mute_until
         self._seen: dict[Any, tuple[Any, float]] = {}
 
     def still_for(self, key: Any, beat: Any) -> float:
@@ -86,7 +94,7 @@ class Watch:
         now = self._clock()
         if key not in self._seen or self._seen[key][0] != beat:
             self._seen[key] = (beat, now)
-        return now - self._seen[key][1]
+        return now - max(self._seen[key][1], self._mute_until())
 
     def is_late(self, key: Any, beat: Any, interval: float | None = None) -> bool:
         """Whether something has stood still for so long that it is dead."""
@@ -128,5 +136,5 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._ended.wait(self._interval):
-            with contextlib.suppress(Exception):  # a storage that is away is the search's own matter
+            with contextlib.suppress(BaseException):  # a storage that is away, and its end, are the search's matter
                 self._beat()

@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ import cloudpickle
 from st_hpo.backends.base import SearchTarget
 from st_hpo.backends.optuna.remote import Outcome, Shipment, torch_settings
 from st_hpo.backends.optuna.settings import Settings
-from st_hpo.backends.optuna.shared import SharedStudy
+from st_hpo.backends.optuna.shared import SharedStudy, only_logged, says_nothing
+from st_hpo.backends.optuna.steady import impatient
 from st_hpo.backends.optuna.workers import Died, Workers, gpus_of_workers, threads_of_workers
 from st_hpo.errors import HPOError
 from st_hpo.faults import SearchStopped, describe
@@ -97,6 +98,7 @@ class ParallelTrials:
             self._trainer.portable,
             cloudpickle.dumps(study._storage),
             self._settings.storage_patience,
+            getattr(getattr(getattr(study._storage, "inner", None), "_backend", None), "url", None),
             study.study_name,
             study.sampler,
             study.pruner,
@@ -135,7 +137,9 @@ class ParallelTrials:
             record.hyperparameters = dict(values)
             record.phases["propose"] = time.perf_counter() - began
             self._running[index] = _Running(trial, record, began)
-            workers.begin(index, trial._trial_id, trial.number, values)
+            # None where the sampler was not asked: all was fixed, or stored by whoever has begun the trial before
+            relative = None if (space := trial.relative_search_space) is None else (space, trial.relative_params)
+            workers.begin(index, trial._trial_id, trial.number, values, relative)
             return True
         return False
 
@@ -152,14 +156,14 @@ class ParallelTrials:
     def _conclude(
         self, trial: Any, record: TrialRecord, error: BaseException | None, names: list[str] | None = None
     ) -> None:
-        stopped = error is not None and not isinstance(error, Exception)
         self._trainer.add_record(record, names)
-        told = self._source.tell(trial, record, stopped)
         if error is not None and not isinstance(error, self._pruned):
             if not self._trainer.survives(error, self._settings.catch):
+                with only_logged(record.number):
+                    self._source.tell(trial, record, says_nothing(error))
                 raise error
             logger.warning(f"Trial {record.number} failed, and the search goes on: {record.error}")
-        self._after(told)
+        self._after(self._source.tell(trial, record, error is not None and says_nothing(error)))
 
     def _lost(self, running: _Running, reason: str) -> None:
         time.sleep(_POLL_SECONDS)  # a signal to the whole process group may have ended the worker before this process
@@ -182,32 +186,24 @@ class ParallelTrials:
     def _stop(self, workers: Workers, reason: str) -> None:
         """Ends the trials that run, between two steps if they come to one in time, and records them."""
         workers.ask_to_stop(reason)
+        impatient(self._source.study, STOP_SECONDS)
         deadline = time.monotonic() + STOP_SECONDS
         try:
-            while self._running and time.monotonic() < deadline:
+            while workers.busy and time.monotonic() < deadline:
                 for index, outcome in workers.wait(_POLL_SECONDS):
                     running = self._running.pop(index)
-                    with _logged(running.trial.number):
+                    with only_logged(running.trial.number):
                         if isinstance(outcome, Died):
                             self._record_end(running, f"stopped: {reason}", stopped=True)
                         else:
-                            stopped = isinstance(_error(outcome), SearchStopped)
+                            error = _error(outcome)
                             self._trainer.add_record(outcome.record, outcome.names)
-                            self._source.tell(running.trial, outcome.record, stopped)
+                            self._source.tell(running.trial, outcome.record, error is not None and says_nothing(error))
         finally:  # also after a second Ctrl-C
             for running in self._running.values():
-                with _logged(running.trial.number):
+                with only_logged(running.trial.number):
                     self._record_end(running, f"stopped: {reason}", stopped=True)
             self._running.clear()
-
-
-@contextlib.contextmanager
-def _logged(number: int) -> Iterator[None]:
-    """What ends the search is what is raised, not that its end could not be stored."""
-    try:
-        yield
-    except Exception as exc:
-        logger.warning(f"How trial {number} ended could not be stored: {type(exc).__name__}: {exc}")
 
 
 def _error(outcome: Outcome) -> BaseException | None:

@@ -20,6 +20,8 @@ RECORD_ATTRIBUTE = "st_hpo:record"
 WORKER_ATTRIBUTE = "st_hpo:worker"  # which process runs the trial, and its last sign of life
 ENDED_ATTRIBUTE = "st_hpo:ended"  # how a failed trial ended that says nothing of its hyperparameters
 RETRY_ATTRIBUTE = "st_hpo:retry"  # of which trial this one is a retry, and how often it has been tried
+# MySQL keeps no more than 65,535 bytes in one attribute, where quotation marks and backslashes take two
+_PIECE = 30_000
 LOST, STOPPED, SURPLUS = "lost", "stopped", "surplus"
 _STATES = {
     TrialState.COMPLETE: COMPLETED,
@@ -46,6 +48,26 @@ def retried_numbers(trials: list[FrozenTrial]) -> set[int]:
     return {trial.user_attrs[RETRY_ATTRIBUTE]["of"] for trial in trials if RETRY_ATTRIBUTE in trial.user_attrs}
 
 
+def record_attributes(record: TrialRecord) -> dict[str, str]:
+    """Returns the user attributes that keep a record: text, in several pieces where it is long.
+
+    A thousand nested dicts would be walked by every garbage collection.
+    """
+    text = json.dumps(record.to_dict())
+    pieces = [text[begin : begin + _PIECE] for begin in range(0, len(text), _PIECE)]
+    return {f"{RECORD_ATTRIBUTE}:{index}" if index else RECORD_ATTRIBUTE: piece for index, piece in enumerate(pieces)}
+
+
+def _stored_record(attributes: dict[str, Any]) -> TrialRecord | None:
+    if (text := attributes.get(RECORD_ATTRIBUTE)) is None:
+        return None
+    count = 1
+    while (piece := attributes.get(f"{RECORD_ATTRIBUTE}:{count}")) is not None:
+        text, count = text + piece, count + 1
+    # Whatever comes after it is left of a longer one that was there before
+    return TrialRecord.from_dict(json.JSONDecoder().raw_decode(text)[0])
+
+
 def record_from(trial: FrozenTrial, space: Any) -> TrialRecord | None:
     """Returns the record that a process left with its trial; as much as the trial says, if there is none.
 
@@ -59,9 +81,8 @@ def record_from(trial: FrozenTrial, space: Any) -> TrialRecord | None:
     end = ended(trial)
     if end.get("why") == SURPLUS:
         return None
-    stored = trial.user_attrs.get(RECORD_ATTRIBUTE)
-    if stored is not None and trial.state.is_finished():
-        return TrialRecord.from_dict(json.loads(stored))
+    if trial.state.is_finished() and (stored := _stored_record(trial.user_attrs)) is not None:
+        return stored
     state = _STATES[trial.state]
     values = trial.values if state == COMPLETED else None
     hyperparameters = dict(trial.params)

@@ -16,13 +16,16 @@ from typing import Any
 
 import cloudpickle
 
-from st_hpo.faults import StopSignal
+from st_hpo.backends.optuna.patience import Patience
+from st_hpo.faults import SearchStopped, StopSignal
 from st_hpo.results import COMPLETED, TrialRecord
 from st_hpo.shipping import Parcel, pack_exception
 
 SHIPMENT_FILE = "trials.pkl"
 STOP_FILE = "stop"
 _WATCH_SECONDS = 0.5
+# What a sampler has proposed for a whole trial: for which parameters, and their values; None if it was not asked
+Relative = tuple[dict[str, Any], dict[str, Any]] | None
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Shipment:
         trials: The search's :class:`~st_hpo.backends.base.PortableTrials`.
         storage: The study's storage, pickled on its own: opening it may take patience.
         patience: For how many seconds.
+        url: Its URL where it has one: no message may show the password in it.
         study_name: The study's name.
         sampler: For what ``model_init`` and ``loss_init`` suggest.
         pruner: For the reports.
@@ -44,6 +48,7 @@ class Shipment:
     trials: Any
     storage: bytes
     patience: float
+    url: Any
     study_name: str
     sampler: Any
     pruner: Any
@@ -125,17 +130,20 @@ class _Worker:
         self._storage: Any = None
         self._trials_run = 0
 
-    def run(self, trial_id: int, number: int, values: Mapping[str, Any]) -> Outcome:
+    def run(self, trial_id: int, number: int, values: Mapping[str, Any], relative: Relative) -> Outcome:
         """Runs a trial; whatever it raises is part of the outcome."""
         record = TrialRecord(number)
         try:
-            try:
-                self._open()
-                trial = self._trial(trial_id)
-            except Exception as exc:
-                record.state, record.error = "failed", f"{type(exc).__name__}: {exc}"
-                raise
-            self._run(trial, record, values)
+            from st_hpo.backends.optuna.careful import careful_sampling
+
+            with careful_sampling():
+                try:
+                    self._open()
+                    trial = self._trial(trial_id, relative)
+                except Exception as exc:
+                    record.state, record.error = "failed", f"{type(exc).__name__}: {exc}"
+                    raise
+                self._run(trial, record, values)
         except BaseException as exc:
             return Outcome(record, error=pack_exception(exc), raised=True)
         assert self._shipment is not None
@@ -171,27 +179,42 @@ class _Worker:
             os.chdir(parcel.folder)
         shipment: Shipment = parcel.unpack()
         use_torch_settings(shipment.torch, shipment.threads)
-        from st_hpo.backends.optuna.steady import patiently
-
-        self._storage = patiently(lambda: pickle.loads(shipment.storage), shipment.patience)
-        # The parent's sampler proposes; this copy of it must not begin trials, nor draw what the others draw
-        shipment.sampler.before_trial = lambda study, trial: None
+        self._storage = Patience(shipment.patience, shipment.url).call(lambda: pickle.loads(shipment.storage))
         shipment.sampler.reseed_rng()
         self._shipment = shipment
         _freeze()
 
-    def _trial(self, trial_id: int) -> Any:
+    def _trial(self, trial_id: int, relative: Relative) -> Any:
         import optuna
+
+        from st_hpo.backends.optuna.steady import heed
 
         assert self._shipment is not None
         study = optuna.load_study(
             study_name=self._shipment.study_name,
             storage=self._storage,
-            sampler=self._shipment.sampler,
+            sampler=self._sampler(relative),
             pruner=self._shipment.pruner,
         )
+        heed(study, lambda: SearchStopped(reason) if (reason := self._stop.reason) is not None else None)
         study.get_trials(deepcopy=False)  # a caching storage knows only the trials that it has read
         return optuna.trial.Trial(study, trial_id)
+
+    def _sampler(self, relative: Relative) -> Any:
+        """Returns what `model_init` and `loss_init` draw from: first of all what the parent's sampler has proposed.
+
+        The copy of it here does not begin trials, and does not propose them once more.
+        """
+        assert self._shipment is not None
+        sampler = self._shipment.sampler
+        sampler.before_trial = lambda study, trial: None
+        for name in ("infer_relative_search_space", "sample_relative"):
+            vars(sampler).pop(name, None)  # what the trial before had
+        if relative is not None:
+            space, values = relative
+            sampler.infer_relative_search_space = lambda study, trial: space
+            sampler.sample_relative = lambda study, trial, search_space: values
+        return sampler
 
 
 def _freeze() -> None:

@@ -6,7 +6,6 @@ Imports optuna: for the use of the backend's own functions only.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 import uuid
@@ -21,15 +20,17 @@ from st_hpo.backends.optuna.liveness import Heartbeat, Watch, running_here, this
 from st_hpo.backends.optuna.records import (
     ENDED_ATTRIBUTE,
     LOST,
-    RECORD_ATTRIBUTE,
     RETRY_ATTRIBUTE,
     STOPPED,
     SURPLUS,
     WORKER_ATTRIBUTE,
     counts,
     ended,
+    record_attributes,
     retried_numbers,
 )
+from st_hpo.backends.optuna.steady import back_at
+from st_hpo.errors import BackendUnavailableError
 from st_hpo.results import COMPLETED, PRUNED, TrialRecord
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class SharedStudy:
         self._shared = shared
         self._process = this_process(interval)
         self._mine: dict[int, dict[str, Any]] = {}
-        self._watch = Watch(interval)
+        self._watch = Watch(interval, mute_until=lambda: back_at(study))
         self._begun = self._ended = 0
         self._finished_in_study = -1
         self._look_again_at = 0.0
@@ -97,7 +98,7 @@ class SharedStudy:
             if self._begun >= self._n_trials:
                 return None
             self._begun += 1
-            return self._open(create=True)
+            return self._opened(self._take(create=True)[0]) if self._shared else self.study.ask()
         if time.monotonic() < self._look_again_at:
             return None
         trial = self._next_of_total()
@@ -113,14 +114,18 @@ class SharedStudy:
             return None
         retried = retried_numbers(trials)
         pending = sum(self._is_pending(trial, retried) for trial in trials)
-        room = self._finished_in_study + pending < self._n_trials
-        if not room and not any(trial.state == TrialState.WAITING for trial in trials):
+        waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+        if self._finished_in_study + pending - waiting >= self._n_trials:
             return None
-        trial = self._open(create=room)
-        if trial is None or self._rank(trial.number) < self._n_trials:
-            return trial
-        # Others have asked at the same time: of those, the later ones step back
-        self._end(trial._trial_id, {"why": SURPLUS, "counts": False})
+        trial_id, was_waiting = self._take(create=self._finished_in_study + pending < self._n_trials)
+        if trial_id is None:
+            return None
+        if self._rank(self.study._storage.get_trial_number_from_id(trial_id)) < self._n_trials:
+            return self._opened(trial_id)
+        # Others have asked at the same time: of those, the later ones step back, before their samplers know of it
+        trial = self.study._storage.get_trial(trial_id)
+        if self._end(trial_id, {"why": SURPLUS, "counts": False, "retried": was_waiting}) and was_waiting:
+            self._enqueue(trial, trial.user_attrs.get(RETRY_ATTRIBUTE, {}).get("count", 0))
         return None
 
     def _rank(self, number: int) -> int:
@@ -140,24 +145,34 @@ class SharedStudy:
         lost = ended(trial).get("retried", False) and trial.number not in retried
         return lost and not self._watch.is_late(trial._trial_id, trial.state)
 
-    def _open(self, create: bool) -> Any | None:
+    def _take(self, create: bool) -> tuple[int | None, bool]:
+        """Makes a trial this process's own.
+
+        Args:
+            create: Whether to create one where none is waiting.
+
+        Returns:
+            Its id, None where there is none; and whether it was waiting.
+        """
         study = self.study
-        if not self._shared:
-            return study.ask()
         owner = {**self._process, "id": uuid.uuid4().hex, "beat": time.time()}
         study._thread_local.cached_all_trials = None
         trial_id = study._pop_waiting_trial_id()
-        if trial_id is not None:
+        was_waiting = trial_id is not None
+        if was_waiting:
             study._storage.set_trial_user_attr(trial_id, WORKER_ATTRIBUTE, owner)
         elif create:
             # Not `ask`: a trial must not exist for a moment without saying whose it is
             template = create_trial(state=TrialState.RUNNING, user_attrs={WORKER_ATTRIBUTE: owner})
             trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
         else:
-            return None
+            return None, False
         self._mine[trial_id] = owner
         running_here.add(owner["id"])
-        return optuna.trial.Trial(study, trial_id)
+        return trial_id, was_waiting
+
+    def _opened(self, trial_id: Any) -> Any:
+        return optuna.trial.Trial(self.study, trial_id)
 
     def _beat(self) -> None:
         for trial_id, owner in list(self._mine.items()):
@@ -178,9 +193,8 @@ class SharedStudy:
         state = TrialState.FAIL if record is None else states.get(record.state, TrialState.FAIL)
         values = record.values if record is not None and state == TrialState.COMPLETE else None
         try:
-            if record is not None:
-                # As text: a thousand nested dicts would be walked by every garbage collection
-                trial.set_user_attr(RECORD_ATTRIBUTE, json.dumps(record.to_dict()))
+            for name, piece in ({} if record is None else record_attributes(record)).items():
+                trial.set_user_attr(name, piece)
             if stopped:
                 trial.set_user_attr(ENDED_ATTRIBUTE, {"why": STOPPED, "counts": False, "retried": self._in_total})
             told: FrozenTrial = self.study.tell(trial, values, state, skip_if_finished=True)
@@ -210,7 +224,8 @@ class SharedStudy:
         self._leave(trial._trial_id)
         self._look_again_at = 0.0
         with contextlib.suppress(UpdateFinishedTrialError):
-            trial.set_user_attr(RECORD_ATTRIBUTE, json.dumps(record.to_dict()))
+            for name, piece in record_attributes(record).items():
+                trial.set_user_attr(name, piece)
         if self._fail_dead(self.study._storage.get_trial(trial._trial_id), str(record.error)):
             self._begun -= 1
         else:
@@ -268,3 +283,17 @@ class SharedStudy:
 def _log(trial: FrozenTrial) -> None:
     outcome = f"finished with value(s) {trial.values}" if trial.values else trial.state.name.lower()
     _optuna_logger.info(f"Trial {trial.number} {outcome}; parameters: {trial.params}.")
+
+
+def says_nothing(exc: BaseException) -> bool:
+    """Whether what ended a trial says nothing of its hyperparameters: the end of the search, or of its storage."""
+    return not isinstance(exc, Exception) or isinstance(exc, BackendUnavailableError)
+
+
+@contextlib.contextmanager
+def only_logged(number: int) -> Iterator[None]:
+    """What ends the search is what is raised, not that the end of a trial could not be stored."""
+    try:
+        yield
+    except Exception as exc:
+        logger.warning(f"How trial {number} ended could not be stored: {type(exc).__name__}: {exc}")

@@ -5,19 +5,17 @@ Imports optuna: for the use of the backend's own functions only.
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable
 from typing import Any
 
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 
+from st_hpo.backends.optuna.patience import Patience
 from st_hpo.backends.optuna.records import WORKER_ATTRIBUTE
-from st_hpo.backends.optuna.urls import is_in_memory, redacted
-from st_hpo.errors import BackendUnavailableError
-
-_LONGEST_PAUSE = 5.0
+from st_hpo.backends.optuna.urls import is_in_memory
 
 
 def steady(storage: Any, patience: float) -> Any:
@@ -56,53 +54,6 @@ def _one_writer_at_a_time(storage: RDBStorage) -> None:
     event.listen(engine, "begin", begin)
 
 
-def is_away(exc: BaseException) -> bool:
-    """Whether an exception says that the storage's server or file could not be used just now."""
-    from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, TimeoutError
-
-    cause = exc.__cause__ if isinstance(exc, StorageInternalError) else exc
-    # The third: Optuna's second attempt within a transaction that the lost connection has spoilt
-    if isinstance(cause, OperationalError | InterfaceError | PendingRollbackError | TimeoutError):
-        return True
-    if getattr(cause, "connection_invalidated", False):
-        return True
-    code = getattr(exc, "code", None)
-    if type(exc).__module__.startswith("grpc") and callable(code):
-        details = str(getattr(exc, "details", lambda: "")())
-        return code().name == "UNAVAILABLE" or "during the commit" in details  # there, of the server's own storage
-    return False
-
-
-def patiently(call: Callable[[], Any], patience: float, url: Any = None) -> Any:
-    """Calls a function again and again while the storage is away.
-
-    Args:
-        call: The function. It must be harmless to call it again after an answer was lost.
-        patience: For how many seconds.
-        url: The storage's URL.
-
-    Raises:
-        BackendUnavailableError: The storage has been away for that long.
-    """
-    began, pause = time.monotonic(), 0.1
-    while True:
-        try:
-            return call()
-        except Exception as exc:
-            if not is_away(exc):
-                raise
-            waited = time.monotonic() - began
-            if waited + pause > patience:
-                cause = redacted(str(exc.__cause__ or exc), url).strip()
-                raise BackendUnavailableError(
-                    f"The storage of the study could not be used for {waited:.0f} s: {cause}\nThe trials that were "
-                    "finished are in it. When it is back, run the search again with resume=True; storage_patience= "
-                    "says for how many seconds to wait."
-                ) from None
-        time.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE)
-
-
 class _Delegating:
     """Makes a class a storage by a method for each abstract one of Optuna's, which calls :meth:`_call`."""
 
@@ -131,15 +82,14 @@ class SteadyStorage(_Delegating, BaseStorage):
 
     def __init__(self, inner: Any, patience: float) -> None:
         self.inner = inner
-        self.patience = patience
+        self.patience = Patience(patience, getattr(getattr(inner, "_backend", None), "url", None))
         self._studies: set[int] = set()
 
     def __reduce__(self) -> Any:
-        return _reopened, (getattr(self.inner, "_backend", self.inner), self.patience)
+        return _reopened, (getattr(self.inner, "_backend", self.inner), self.patience.seconds)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        url = getattr(getattr(self.inner, "_backend", None), "url", None)
-        return patiently(lambda: getattr(self.inner, name)(*args, **kwargs), self.patience, url)
+        return self.patience.call(lambda: getattr(self.inner, name)(*args, **kwargs))
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
         self._studies.add(study_id)
@@ -168,7 +118,7 @@ class SteadyStorage(_Delegating, BaseStorage):
             tried = True
             return int(self.inner.create_new_trial(study_id, template_trial))
 
-        return int(self._patiently(create))
+        return int(self.patience.call(create))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         tried = False
@@ -183,10 +133,7 @@ class SteadyStorage(_Delegating, BaseStorage):
                     return True
                 raise
 
-        return bool(self._patiently(tell))
-
-    def _patiently(self, call: Callable[[], Any]) -> Any:
-        return patiently(call, self.patience, getattr(getattr(self.inner, "_backend", None), "url", None))
+        return bool(self.patience.call(tell))
 
     def remove_session(self) -> None:
         self.inner.remove_session()
@@ -199,7 +146,20 @@ def _reopened(backend: Any, patience: float) -> Any:
     return steady(get_storage(backend), patience)
 
 
-def impatient(study: Any) -> None:
-    """Makes the study's storage report at once, from now on, that it is away."""
+def heed(study: Any, ending: Callable[[], BaseException | None]) -> None:
+    """Makes the study's storage, while it is away, end the search where it is to end."""
     if isinstance(study._storage, SteadyStorage):
-        study._storage.patience = 0.0
+        study._storage.patience.ending = ending
+
+
+def impatient(study: Any, seconds: float = 0.0) -> None:
+    """Makes the study's storage wait no longer than that from now on; what ends the search ends already."""
+    if isinstance(study._storage, SteadyStorage):
+        patience = study._storage.patience
+        patience.seconds = min(patience.seconds, seconds)
+        patience.ending = lambda: None
+
+
+def back_at(study: Any) -> float:
+    """Returns until when other processes could give no signs of life, by this process's clock."""
+    return study._storage.patience.back_at if isinstance(study._storage, SteadyStorage) else -math.inf

@@ -14,9 +14,10 @@ import optuna
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from st_hpo.backends.optuna.careful import RedisWithoutSnapshots
 from st_hpo.backends.optuna.steady import steady
-from st_hpo.backends.optuna.urls import redacted
-from st_hpo.errors import ConfigurationError
+from st_hpo.backends.optuna.urls import driver_of, redacted
+from st_hpo.errors import BackendNotInstalledError, ConfigurationError
 
 JOURNAL = "study.journal"
 # How long a process waits for another one's lock on a SQLite file
@@ -32,13 +33,20 @@ def open_storage(storage: Any, patience: float) -> Any:
 
     Raises:
         ConfigurationError: It cannot be opened.
+        BackendNotInstalledError: The driver of the database is missing.
     """
+    where = redacted(str(storage), storage) if isinstance(storage, str) else type(storage).__name__
     try:
-        if isinstance(storage, str) and not storage.startswith("redis"):
+        if isinstance(storage, str) and storage.startswith("redis"):
+            storage = JournalStorage(RedisWithoutSnapshots(storage))
+        elif isinstance(storage, str):
             storage = RDBStorage(storage, engine_kwargs=_engine_arguments(storage))
         opened = get_storage(storage)
     except Exception as exc:
-        where = redacted(str(storage), storage) if isinstance(storage, str) else type(storage).__name__
+        if isinstance(exc, ImportError) and (package := driver_of(str(storage))) is not None:
+            raise BackendNotInstalledError(
+                f"The storage {where} needs a driver that is not installed. Run `pip install {package}`."
+            ) from None
         # The exceptions of drivers may quote the URL
         raise ConfigurationError(
             f"The storage {where} cannot be opened: {type(exc).__name__}: {redacted(str(exc), storage)}"

@@ -6,6 +6,14 @@ import re
 import urllib.parse
 from typing import Any
 
+# The package of each driver; SQLAlchemy takes the first of a database where the URL names none
+_DRIVERS = {
+    "redis": {"": "redis"},
+    "rediss": {"": "redis"},
+    "postgresql": {"": "psycopg2-binary", "psycopg2": "psycopg2-binary", "psycopg": "'psycopg[binary]'"},
+    "mysql": {"": "mysqlclient", "mysqldb": "mysqlclient", "pymysql": "pymysql"},
+}
+_DRIVERS["mariadb"] = _DRIVERS["mysql"]
 _IN_MEMORY = re.compile(r"sqlite(\+\w+)?://(/?|/:memory:.*|/file:.*mode=memory.*)$")
 
 
@@ -29,11 +37,19 @@ def redacted(text: str, url: Any) -> str:
     if at and password:
         text = text.replace(url, f"{scheme}://{user}:***@{where}")
         forms |= {password, urllib.parse.unquote(password), urllib.parse.unquote_plus(password)}
-        # Of a password with an unescaped "@", SQLAlchemy takes the end for a part of the host's name
-        forms |= {part for part in password.split("@")[1:] if part}
+        # Of a password with an unescaped "@", SQLAlchemy takes the end for the host, the port and the database
+        parts = re.split("[@/:?]", password) if "@" in password else []
+        forms |= {part for part in (*password.split("@")[1:], *parts[1:]) if part}
     for secret in sorted(forms, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
+
+
+def driver_of(url: str) -> str | None:
+    """Returns the package with the driver of a storage's URL, as pip takes it; None if it is not known."""
+    database, _, driver = url.partition("://")[0].partition("+")
+    drivers = _DRIVERS.get(database, {})
+    return drivers.get(driver, driver or None) if drivers else None
 
 
 def is_in_memory(storage: Any) -> bool:

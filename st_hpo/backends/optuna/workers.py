@@ -15,7 +15,7 @@ from typing import Any
 
 import cloudpickle
 
-from st_hpo.backends.optuna.remote import SHIPMENT_FILE, STOP_FILE, Outcome, Shipment, serve
+from st_hpo.backends.optuna.remote import SHIPMENT_FILE, STOP_FILE, Outcome, Relative, Shipment, serve
 from st_hpo.shipping import pack
 
 _GOODBYE_SECONDS = 5.0
@@ -67,7 +67,7 @@ class Workers:
         """The workers that run a trial."""
         return set(self._busy)
 
-    def begin(self, index: int, trial_id: int, number: int, values: Mapping[str, Any]) -> None:
+    def begin(self, index: int, trial_id: int, number: int, values: Mapping[str, Any], relative: Relative) -> None:
         """Has a worker run a trial.
 
         Args:
@@ -75,25 +75,28 @@ class Workers:
             trial_id: Optuna's id of the trial.
             number: Its number.
             values: Its hyperparameters.
+            relative: What the sampler has proposed for it beyond them.
         """
-        message = cloudpickle.dumps((trial_id, number, dict(values)))
-        if index not in self._workers or self._workers[index].process.exitcode is not None:
-            self._workers[index] = self._start(index)
+        message = cloudpickle.dumps((trial_id, number, dict(values), relative))
+        if index in self._workers and self._workers[index].process.exitcode is not None:
+            self._discard(index)
+        if index not in self._workers:
+            self._start(index)
         self._busy.add(index)
         with contextlib.suppress(ConnectionError):  # it has died just now: `wait` will tell
             self._workers[index].connection.send_bytes(message)
 
-    def _start(self, index: int) -> _Worker:
+    def _start(self, index: int) -> None:
         context = importlib.import_module("joblib.externals.loky.backend").get_context("loky")
         ours, theirs = context.Pipe()
         environment = {"CUDA_VISIBLE_DEVICES": self._gpus[index]} if self._gpus else {}
         process = context.Process(
             target=serve, args=(theirs, os.getpid(), self._folder), name=f"st_hpo-worker-{index}", env=environment
         )
+        self._workers[index] = _Worker(process, ours)  # known before it begins: a Ctrl-C meanwhile must not lose it
         with _no_ctrl_c():
             process.start()
         theirs.close()
-        return _Worker(process, ours)
 
     def wait(self, timeout: float) -> list[tuple[int, Outcome | Died]]:
         """Returns the trials that have ended meanwhile, with their workers.
@@ -108,7 +111,9 @@ class Workers:
         ready = wait([item for w in running.values() for item in (w.connection, w.process.sentinel)], timeout)
         found: list[tuple[int, Outcome | Died]] = []
         for index, worker in running.items():
-            if worker.connection in ready or worker.process.sentinel in ready:
+            # A sentinel lies still as long as a process that the worker has begun is there, which has its pipe
+            dead = worker.process.sentinel in ready or worker.process.exitcode is not None
+            if dead or worker.connection in ready:
                 self._busy.discard(index)
                 found.append((index, self._received(index, worker)))
         return found
@@ -144,16 +149,17 @@ class Workers:
                     worker.connection.send_bytes(b"")
         deadline = time.monotonic() + _GOODBYE_SECONDS
         for index in list(self._workers):
-            if index not in self._busy:
+            if index not in self._busy and self._workers[index].process.pid is not None:
                 self._workers[index].process.join(max(0.0, deadline - time.monotonic()))
             self._discard(index)
         self._busy.clear()
 
     def _discard(self, index: int) -> None:
         worker = self._workers.pop(index)
-        if worker.process.exitcode is None:
-            _kill(worker.process)
-        worker.process.join()
+        if worker.process.pid is not None:
+            if worker.process.exitcode is None:
+                _kill(worker.process)
+            worker.process.join()
         worker.connection.close()
 
 

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from st_hpo.backends.base import SearchBackend, SearchTarget, called_space, caught_exceptions, check_known
@@ -25,9 +25,10 @@ from st_hpo.backends.ray.settings import (
     with_objective,
 )
 from st_hpo.backends.ray.space import open_tune_space, tune_space
-from st_hpo.backends.ray.worker import OBJECTIVE, Shipment, TrialFailed, remote_baseline, run_trial
+from st_hpo.backends.ray.worker import OBJECTIVE, Shipment, TrialFailed, remote_baseline, remote_default, run_trial
 from st_hpo.errors import ConfigurationError, NotSupportedError
-from st_hpo.results import Baseline, TrialRecord
+from st_hpo.faults import describe
+from st_hpo.results import FAILED, Baseline, TrialRecord
 from st_hpo.shipping import pack
 from st_hpo.space import SearchSpace
 
@@ -95,13 +96,26 @@ class RayBackend(SearchBackend):
 
     def run_baseline(self, trainer: SearchTarget) -> tuple[Baseline, list[str], list[str]]:
         """Evaluates the untrained model in a worker: the driver's node may have no accelerator."""
+        found: tuple[Baseline, list[str], list[str]] = self._in_a_worker(trainer, remote_baseline, "the baseline")
+        return found
+
+    def run_default(self, trainer: SearchTarget, record: TrialRecord) -> None:
+        """Trains with the user's own arguments in a worker."""
+        try:
+            data = self._in_a_worker(trainer, remote_default, "the training with your own arguments")
+        except BaseException as exc:
+            record.state, record.error = FAILED, describe(exc)
+            raise
+        vars(record).update(vars(TrialRecord.from_dict(data)))
+
+    def _in_a_worker(self, trainer: SearchTarget, function: Callable[[Any], Any], what: str) -> Any:
         import ray
 
         with self._running(trainer):
-            remote = ray.remote(max_retries=NODE_FAILURES, **task_resources(self._resources))(remote_baseline)
+            remote = ray.remote(max_retries=NODE_FAILURES, **task_resources(self._resources))(function)
             task = remote.remote(self._ship(trainer, None))
             try:
-                found: tuple[Baseline, list[str], list[str]] = ray.get(task)
+                return ray.get(task)
             except KeyboardInterrupt:
                 ray.cancel(task, force=True)
                 raise
@@ -110,8 +124,7 @@ class RayBackend(SearchBackend):
                 if isinstance(cause, TrialFailed):
                     error = cause.error()
                     raise error from error.__cause__
-                raise worker_lost("the baseline", NODE_FAILURES + 1, exc) from exc
-        return found
+                raise worker_lost(what, NODE_FAILURES + 1, exc) from exc
 
     def run(self, trainer: SearchTarget, n_trials: int, direction: str | list[str], **kwargs: Any) -> None:
         """See :meth:`SearchBackend.run`."""

@@ -112,6 +112,20 @@ def remote_baseline(parcel: Parcel) -> tuple[Baseline, list[str], list[str]]:
         raise TrialFailed({"error": f"{type(exc).__name__}: {exc}"}, pack_exception(exc)) from None
 
 
+def remote_default(parcel: Parcel) -> dict[str, Any]:
+    """Trains with the user's own arguments in a worker, and returns the record.
+
+    Raises:
+        TrialFailed: Whatever that raised.
+    """
+    shipment, record = opened(parcel), TrialRecord(-1)
+    try:
+        shipment.trials.run_default(record)
+    except BaseException as exc:
+        raise TrialFailed(record.to_dict(), pack_exception(exc)) from None
+    return record.to_dict()
+
+
 def run_trial(config: dict[str, Any], holder: Any) -> None:
     """The function that Ray Tune runs: one trial.
 

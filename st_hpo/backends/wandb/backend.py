@@ -114,6 +114,10 @@ class WandbBackend(SearchBackend):
         """See :meth:`SearchBackend.needs_evaluations`."""
         return "early_terminate" if kwargs.get("early_terminate") or self._stops_early else None
 
+    def study_id(self, kwargs: Mapping[str, Any]) -> str | None:
+        """See :meth:`SearchBackend.study_id`."""
+        return kwargs.get("sweep_id")
+
     def run_baseline(self, trainer: SearchTarget) -> tuple[Baseline, list[str], list[str]]:
         """See :meth:`SearchBackend.run_baseline`; transformers' W&B callback may open a run of its own for it."""
         import wandb

@@ -1,0 +1,33 @@
+"""Fixtures of the tests of shared studies, a plugin of pytest: a PostgreSQL server, and one storage of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optuna
+import pytest
+from postgres import PostgresServer, running_postgres
+from shared_setup import STORAGES, storage_of
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=STORAGES)
+def where(request, tmp_path) -> Callable[[], Any]:
+    """Returns what opens the storage, for each process anew."""
+    return storage_of(request, request.param, tmp_path)
+
+
+@pytest.fixture
+def quiet_optuna():
+    """Leaves only errors of Optuna's own log."""
+    previous = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(previous)

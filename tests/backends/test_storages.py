@@ -1,0 +1,185 @@
+"""The storages of shared studies: servers that go away, passwords, and what must not be unpickled."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import GrpcStorageProxy, RDBStorage
+from postgres import PASSWORD, QUOTED_PASSWORD, running_postgres
+from shared_setup import (
+    COMPLETE,
+    FAIL,
+    PATIENCE,
+    SPACE,
+    Search,
+    ended_with,
+    fork,
+    processes,
+    search,
+    search_in,
+    storage_of,
+    trials_in,
+    until,
+)
+
+from st_hpo import TrialRecord
+from st_hpo.backends.optuna.backend import OptunaBackend
+from st_hpo.backends.optuna.records import counts, ended
+from st_hpo.backends.optuna.shared import SharedStudy
+from st_hpo.backends.optuna.storage import open_journal, open_storage
+from st_hpo.errors import BackendUnavailableError
+
+pytest_plugins = ["shared_fixtures"]
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
+
+
+@pytest.mark.slow
+def test_a_server_that_restarts_in_the_middle_costs_no_trial(request, postgres, tmp_path):
+    where = storage_of(request, "postgres", tmp_path)
+    results, begun = fork.Queue(), fork.Barrier(3)
+    with processes(2, search_in, where, 30, 0.2, results, begun) as running:
+        begun.wait(PATIENCE)  # both have opened the study: a server that is away at that moment is an error
+        for _ in range(2):
+            postgres.stop()
+            time.sleep(0.7)
+            postgres.start()
+            time.sleep(0.7)
+        found = [results.get(timeout=PATIENCE) for _ in running]
+        assert [ended_with(process) for process in running] == [0, 0]
+    trials = trials_in(where)
+    assert sum(map(counts, trials)) == 30
+    assert {trial.state for trial in trials} <= {COMPLETE, FAIL}
+    run = Counter(number for _, own, _ in found for number in own)
+    assert set(run.values()) == {1} and len(run) == 30
+    # Where the answer to it was lost, Optuna makes a trial twice; the second one is nobody's, and has not run
+    left = {trial.number: ended(trial).get("why") for trial in trials if trial.state == FAIL}
+    assert set(left.values()) <= {"surplus", "lost"} and not set(left) & set(run)
+
+
+PROXY = """
+import sys
+from optuna.storages import get_storage, run_grpc_proxy_server
+run_grpc_proxy_server(get_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
+"""
+
+
+@contextlib.contextmanager
+def proxy(url: str, port: int) -> Iterator[None]:
+    """Runs Optuna's gRPC server in front of a database."""
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", PROXY, url, str(port)])
+    try:
+        until(lambda: answers(port))
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_optunas_grpc_proxy_is_a_storage_too_and_may_be_restarted(request, tmp_path):
+    direct = storage_of(request, "postgres", tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    results, begun = fork.Queue(), fork.Barrier(3)
+    with contextlib.ExitStack() as stack:
+        with proxy(direct(), port):
+            through = functools.partial(GrpcStorageProxy, host="127.0.0.1", port=port)
+            running = stack.enter_context(processes(2, search_in, through, 20, 0.3, results, begun))
+            begun.wait(PATIENCE)
+        time.sleep(1.0)
+        with proxy(direct(), port):
+            found = [results.get(timeout=PATIENCE) for _ in running]
+    run = Counter(number for _, own, _ in found for number in own)
+    trials = trials_in(direct)
+    assert sum(map(counts, trials)) == 20 and {trial.state for trial in trials} <= {COMPLETE, FAIL}
+    assert set(run.values()) == {1} and len(run) == 20
+
+
+def test_a_server_that_stays_away_ends_the_search_with_what_to_do_and_without_the_password(request, tmp_path, caplog):
+    with running_postgres() as server:
+        url = server.new_database("study")
+
+        def begun(number: int) -> None:
+            if number == 2:
+                server.stop()
+
+        target, backend = Search(begun=begun), OptunaBackend()
+        with pytest.raises(BackendUnavailableError) as caught, caplog.at_level(logging.DEBUG):
+            backend.run(target, 5, "maximize", storage=url, study_name="s", resume=True, storage_patience=1.0)
+        message = str(caught.value)
+        assert message.startswith("The storage of the study could not be used for ")
+        assert "When it is back, run the search again with resume=True" in message
+        assert target.own[2].state == "completed"
+        everything = message + caplog.text + "".join(map(str, caught.getrepr(chain=True).chain))
+        assert PASSWORD not in everything and QUOTED_PASSWORD not in everything
+        server.start()
+        resumed = Search()
+        search(lambda: url, 5, resumed)
+        assert sum(map(counts, trials_in(lambda: url))) == 5
+
+
+def test_nothing_is_done_twice_where_only_the_answer_was_lost(postgres, monkeypatch):
+    from sqlalchemy.exc import OperationalError
+
+    opened = open_storage(postgres.new_database(f"study{time.time_ns()}"), 5.0)
+    study = optuna.create_study(study_name="s", storage=opened, direction="maximize")
+    lost: list[str] = []
+
+    def losing(name: str) -> None:
+        real = getattr(opened.inner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            answer = real(*args, **kwargs)
+            if name not in lost:
+                lost.append(name)
+                raise OperationalError("COMMIT", {}, Exception("the server has gone"))
+            return answer
+
+        monkeypatch.setattr(opened.inner, name, call)
+
+    for name in ("create_new_trial", "set_trial_state_values", "set_trial_param", "set_trial_user_attr"):
+        losing(name)
+    source = SharedStudy(study, 1, False, 60.0, True)
+    trial = source.next()
+    values = SPACE.suggest(trial)
+    source.tell(trial, TrialRecord(trial.number, "completed", 0.5, values))
+    assert len(lost) == 4 and source.disowned == set()
+    assert [(trial.number, trial.state, trial.value) for trial in study.trials] == [(0, COMPLETE, 0.5)]
+
+
+def test_an_object_is_a_storage_too_and_sqlite_counts_right(tmp_path):
+    def where() -> RDBStorage:
+        return RDBStorage(f"sqlite:///{tmp_path}/study.db")
+
+    where()  # Optuna's own constructor fails if two processes make the tables at once; ours tries again
+    results = fork.Queue()
+    with processes(3, search_in, where, 9, 0.02, results) as running:
+        found = [results.get(timeout=PATIENCE) for _ in running]
+    run = Counter(number for _, own, _ in found for number in own)
+    assert set(run.values()) == {1} and sum(map(counts, trials_in(where))) == 9
+
+
+def test_a_journal_that_ends_well_stays_as_it_is(tmp_path):
+    path = tmp_path / "study.journal"
+    optuna.create_study(storage=open_journal(str(path)), study_name="s").ask()
+    content = path.read_bytes()
+    open_journal(str(path))
+    assert path.read_bytes() == content and [item.name for item in tmp_path.iterdir()] == ["study.journal"]
