@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from st_hpo._version import __version__
-from st_hpo.after_search import Retrained
 from st_hpo.confirmation import Confirmation, ConfirmedTrial
 from st_hpo.errors import (
     BackendNotInstalledError,
@@ -24,13 +26,16 @@ from st_hpo.errors import (
 )
 from st_hpo.results import Baseline, SearchResult, TrialRecord
 from st_hpo.space import Categorical, Float, Int, SearchSpace, default_search_space
-from st_hpo.trainer import (
-    CrossEncoderHPOTrainer,
-    HPOTrainerMixin,
-    MultiVectorEncoderHPOTrainer,
-    SentenceTransformerHPOTrainer,
-    SparseEncoderHPOTrainer,
-)
+
+if TYPE_CHECKING:  # they import torch and sentence-transformers, which takes seconds; the rest does not
+    from st_hpo.after_search import Retrained
+    from st_hpo.trainer import (
+        CrossEncoderHPOTrainer,
+        HPOTrainerMixin,
+        MultiVectorEncoderHPOTrainer,
+        SentenceTransformerHPOTrainer,
+        SparseEncoderHPOTrainer,
+    )
 
 __all__ = [
     "BackendNotInstalledError",
@@ -66,3 +71,14 @@ __all__ = [
     "__version__",
     "default_search_space",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        module = import_module("st_hpo.after_search" if name == "Retrained" else "st_hpo.trainer")
+        return getattr(module, name)
+    raise AttributeError(f"module 'st_hpo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

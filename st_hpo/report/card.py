@@ -117,8 +117,8 @@ def _confirmation(result: SearchResult) -> list[str]:
 
 def _importances(result: SearchResult) -> dict[str, float]:
     """What each hyperparameter has to do with the objective; nothing where the trials are too few to say."""
-    from st_hpo.report.over_parameters import importances
     from st_hpo.report.looks import NothingToDraw
+    from st_hpo.report.over_parameters import importances
 
     with contextlib.suppress(NothingToDraw):
         return importances(result, 0)

@@ -128,7 +128,7 @@ def plot_importances(result: SearchResult, index: int) -> Any:
     )
     fig = figure([bar], f"Importances for {label(result.objective_names[index])}", "share of the variation")
     top = 1.2 * max(share for _, share in rows) or 1.0
-    fig.update_xaxes(tickformat=".0%", range=[0, top]).update_yaxes(type="category", ticklabelstandoff=6)
+    fig.update_xaxes(tickformat=".0%", range=[0, top]).update_yaxes(type="category")
     return fig.update_layout(height=140 + 28 * len(rows), margin={"r": 40})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 import pytest
 from postgres import PostgresServer, running_postgres
+
 from shared_setup import STORAGES, storage_of
 
 

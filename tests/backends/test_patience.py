@@ -6,7 +6,6 @@ import logging
 
 import optuna
 import pytest
-from shared_setup import FAIL, WAITING, Search, search, trials_in
 from sqlalchemy.exc import OperationalError
 
 from st_hpo import TrialRecord
@@ -19,6 +18,8 @@ from st_hpo.backends.optuna.steady import heed, impatient
 from st_hpo.backends.optuna.storage import open_storage
 from st_hpo.errors import BackendUnavailableError
 from st_hpo.faults import SearchStopped
+
+from shared_setup import FAIL, WAITING, Search, search, trials_in
 
 pytest_plugins = ["shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("quiet_optuna")

@@ -13,6 +13,15 @@ from typing import Any
 
 import optuna
 import pytest
+
+from st_hpo import TrialRecord
+from st_hpo.backends.optuna import liveness, storage
+from st_hpo.backends.optuna.backend import OptunaBackend
+from st_hpo.backends.optuna.records import RETRY_ATTRIBUTE, WORKER_ATTRIBUTE, counts, ended
+from st_hpo.backends.optuna.shared import MAX_RETRIES, SharedStudy
+from st_hpo.backends.optuna.storage import open_storage
+from st_hpo.faults import SearchStopped
+
 from shared_setup import (
     COMPLETE,
     FAIL,
@@ -29,14 +38,6 @@ from shared_setup import (
     trials_in,
     until,
 )
-
-from st_hpo import TrialRecord
-from st_hpo.backends.optuna import liveness, storage
-from st_hpo.backends.optuna.backend import OptunaBackend
-from st_hpo.backends.optuna.records import RETRY_ATTRIBUTE, WORKER_ATTRIBUTE, counts, ended
-from st_hpo.backends.optuna.shared import MAX_RETRIES, SharedStudy
-from st_hpo.backends.optuna.storage import open_storage
-from st_hpo.faults import SearchStopped
 
 pytest_plugins = ["shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("quiet_optuna")

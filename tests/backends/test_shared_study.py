@@ -13,6 +13,12 @@ from typing import Any
 
 import optuna
 import pytest
+
+from st_hpo import TrialRecord
+from st_hpo.backends.optuna.records import ENDED_ATTRIBUTE, RETRY_ATTRIBUTE, counts, ended
+from st_hpo.backends.optuna.shared import MAX_RETRIES, SharedStudy
+from st_hpo.backends.optuna.storage import open_storage
+
 from shared_setup import (
     COMPLETE,
     FAIL,
@@ -32,11 +38,6 @@ from shared_setup import (
     trials_in,
     until,
 )
-
-from st_hpo import TrialRecord
-from st_hpo.backends.optuna.records import ENDED_ATTRIBUTE, RETRY_ATTRIBUTE, counts, ended
-from st_hpo.backends.optuna.shared import MAX_RETRIES, SharedStudy
-from st_hpo.backends.optuna.storage import open_storage
 
 pytest_plugins = ["shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("quiet_optuna")

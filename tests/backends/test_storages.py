@@ -17,6 +17,14 @@ import optuna
 import pytest
 from optuna.storages import GrpcStorageProxy, RDBStorage
 from postgres import PASSWORD, QUOTED_PASSWORD, running_postgres
+
+from st_hpo import TrialRecord
+from st_hpo.backends.optuna.backend import OptunaBackend
+from st_hpo.backends.optuna.records import counts, ended
+from st_hpo.backends.optuna.shared import SharedStudy
+from st_hpo.backends.optuna.storage import open_journal, open_storage
+from st_hpo.errors import BackendUnavailableError
+
 from shared_setup import (
     COMPLETE,
     FAIL,
@@ -32,13 +40,6 @@ from shared_setup import (
     trials_in,
     until,
 )
-
-from st_hpo import TrialRecord
-from st_hpo.backends.optuna.backend import OptunaBackend
-from st_hpo.backends.optuna.records import counts, ended
-from st_hpo.backends.optuna.shared import SharedStudy
-from st_hpo.backends.optuna.storage import open_journal, open_storage
-from st_hpo.errors import BackendUnavailableError
 
 pytest_plugins = ["shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("quiet_optuna")

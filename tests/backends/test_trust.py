@@ -15,7 +15,6 @@ import optuna
 import pytest
 from optuna.storages.journal import _redis
 from optuna.trial import TrialState, create_trial
-from shared_setup import Search, search
 
 from st_hpo import ConfigurationError, TrialRecord
 from st_hpo.backends.optuna import careful
@@ -23,6 +22,8 @@ from st_hpo.backends.optuna.records import RECORD_ATTRIBUTE, record_attributes, 
 from st_hpo.backends.optuna.storage import open_storage
 from st_hpo.backends.optuna.urls import redacted
 from st_hpo.errors import BackendNotInstalledError, NotSupportedError
+
+from shared_setup import Search, search
 
 pytest_plugins = ["shared_fixtures"]
 pytestmark = pytest.mark.usefixtures("quiet_optuna")

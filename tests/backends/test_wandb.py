@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from transformers.trainer_utils import default_hp_space_wandb
 
 import st_hpo
-import wandb
 from st_hpo import (
     Categorical,
     Float,

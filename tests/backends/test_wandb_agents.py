@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-
 import wandb
+
 from st_hpo import (
     ConfigurationError,
     Float,

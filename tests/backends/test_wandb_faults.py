@@ -6,8 +6,8 @@ import signal
 import time
 
 import pytest
-
 import wandb
+
 from st_hpo import (
     BackendUnavailableError,
     ConfigurationError,

@@ -12,6 +12,12 @@ from typing import Any
 
 import optuna
 import pytest
+
+from st_hpo.backends.optuna.records import counts, ended
+from st_hpo.testing import (
+    build_tiny_model,
+)
+
 from workers_setup import (
     COMPLETE,
     FAIL,
@@ -22,11 +28,6 @@ from workers_setup import (
     nothing_left,
     until,
     workers_of,
-)
-
-from st_hpo.backends.optuna.records import counts, ended
-from st_hpo.testing import (
-    build_tiny_model,
 )
 
 pytestmark = pytest.mark.slow  # a worker imports PyTorch and transformers first: seconds

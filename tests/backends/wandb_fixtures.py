@@ -6,7 +6,6 @@ import os
 import threading
 
 import pytest
-
 import wandb
 
 from wandb_server import running_server

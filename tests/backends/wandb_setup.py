@@ -8,10 +8,9 @@ from typing import Any
 
 import psutil
 import pytest
+import wandb
 from sentence_transformers import SentenceTransformerTrainer
 from transformers import TrainerCallback, set_seed
-
-import wandb
 
 from fast_trainer import METRIC, fast_arguments, fast_trainer, loss_init, model_init
 from scenarios import embedding_evaluator, pairs

@@ -73,7 +73,7 @@ class Note(TrainerCallback):
         (self.folder / f"{state.trial_name}-{os.getpid()}").touch()
 
     def begun(self) -> list[str]:
-        return sorted(path.name for path in self.folder.glob("run-*"))
+        return sorted(path.name for path in self.folder.glob("run-*-*"))  # the trial's own folder may lie there, too
 
 
 class Slow(Note):

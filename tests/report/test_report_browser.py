@@ -27,10 +27,10 @@ CASES = {
     "hostile": hostile,
 }
 # What each plot has drawn: paths of points, lines, bars, or contours
-DRAWN = """() => Array.from(document.querySelectorAll(".plot")).map((box) => {
+DRAWN = """() => Array.from(document.querySelectorAll("div.plot")).map((box) => {
     const svg = box.querySelector("svg.main-svg");
     const size = svg ? svg.getBoundingClientRect() : { width: 0, height: 0 };
-    const paths = Array.from(box.querySelectorAll(".plot .trace path, .points path, .contourlayer path, .js-line"));
+    const paths = Array.from(box.querySelectorAll(".trace path, .points path, .contourlayer path, .js-line"));
     const inside = paths.filter((path) => (path.getAttribute("d") || "").length > 4).length;
     const parent = box.parentElement.getBoundingClientRect();
     return { id: box.id, width: size.width, height: size.height, paths: inside, room: parent.width };
@@ -145,7 +145,7 @@ def test_a_payload_that_is_not_escaped_would_be_noticed(browser, tmp_path):
 def test_no_text_of_a_search_runs_also_where_it_is_pointed_at_and_chosen(browser, written):
     with Opened(browser, written("hostile")) as opened:
         page = opened.page
-        for box in page.query_selector_all(".plot"):
+        for box in page.query_selector_all("div.plot"):
             box.scroll_into_view_if_needed()
             point = box.query_selector(".points path, .point path, .js-line")
             if point is not None and (place := point.bounding_box()):

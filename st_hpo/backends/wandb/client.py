@@ -55,9 +55,8 @@ def session(verbose: bool = False, project: str | None = None) -> Iterator[None]
         verbose: Whether wandb prints its lines about every run.
         project: The project of runs that other code opens meanwhile, transformers' callback for example.
     """
-    from wandb.sdk import wandb_setup
-
     import wandb
+    from wandb.sdk import wandb_setup
 
     running_before = getattr(wandb_setup, "_singleton", None) is not None
     try:
