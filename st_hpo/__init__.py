@@ -24,7 +24,8 @@ from st_hpo.errors import (
     TooManyFailuresError,
     UnknownHyperparameterError,
 )
-from st_hpo.results import Baseline, SearchResult, TrialRecord
+from st_hpo.records import Baseline, TrialRecord
+from st_hpo.results import SearchResult
 from st_hpo.space import Categorical, Float, Int, SearchSpace, default_search_space
 
 if TYPE_CHECKING:  # they import torch and sentence-transformers, which takes seconds; the rest does not

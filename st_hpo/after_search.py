@@ -16,7 +16,8 @@ from st_hpo.folders import Saving
 from st_hpo.objective import ComputeObjective, Objective, resolve_objective
 from st_hpo.preflight import ranks_of
 from st_hpo.recipe import ModelCardMemo, TrainerRecipe, current_parts
-from st_hpo.results import SearchResult, TrialRecord
+from st_hpo.records import TrialRecord
+from st_hpo.results import SearchResult
 from st_hpo.routing import Routed, Router
 from st_hpo.trial import TrialRunner
 

@@ -21,7 +21,8 @@ import torch
 from st_hpo.errors import ConfigurationError
 from st_hpo.jsonable import from_jsonable, to_jsonable
 from st_hpo.objective import Objective
-from st_hpo.results import COMPLETED, SearchResult, TrialRecord
+from st_hpo.records import COMPLETED, TrialRecord
+from st_hpo.results import SearchResult
 
 BEST_MODEL = "best_model"
 NOTE = "st_hpo.json"  # in the folder: which trial's model it is

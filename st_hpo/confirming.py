@@ -15,7 +15,8 @@ from st_hpo.faults import describe
 from st_hpo.files import write_whole
 from st_hpo.jsonable import from_jsonable, to_jsonable
 from st_hpo.objective import Metrics, Objective, check_direction, direction_of_evaluator
-from st_hpo.results import COMPLETED, SearchResult, TrialRecord
+from st_hpo.records import COMPLETED, TrialRecord
+from st_hpo.results import SearchResult
 from st_hpo.trial import TrialRunner
 
 FILE = "confirmation.json"  # in `output_dir`, with `resume=True`

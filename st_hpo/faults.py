@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from st_hpo.errors import ConfigurationError, HPOError, RankError, TooManyFailuresError
-from st_hpo.results import COMPLETED, FAILED, PRUNED, TrialRecord
+from st_hpo.records import COMPLETED, FAILED, PRUNED, TrialRecord
 
 ON_ERROR = ("raise", "continue")
 # What torch and its libraries say where they raise a plain RuntimeError

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from st_hpo.errors import ConfigurationError
-from st_hpo.results import COMPLETED, RUNNING, TrialRecord
+from st_hpo.records import COMPLETED, RUNNING, TrialRecord
 
 MARKER = ".st_hpo-trial.json"  # in every folder that a trial has left
 LOCK = ".st_hpo.lock"

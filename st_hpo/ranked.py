@@ -13,7 +13,8 @@ from st_hpo.backends.base import Propose, Report
 from st_hpo.distributed import Ranks
 from st_hpo.errors import RankError
 from st_hpo.faults import SIGINT, SearchStopped, describe
-from st_hpo.results import Baseline, SearchResult, TrialRecord
+from st_hpo.records import Baseline, TrialRecord
+from st_hpo.results import SearchResult
 from st_hpo.search import Search
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,76 +12,10 @@ from st_hpo.confirmation import Confirmation
 from st_hpo.errors import ConfigurationError
 from st_hpo.files import write_whole
 from st_hpo.jsonable import from_jsonable, to_jsonable
+from st_hpo.records import COMPLETED, Baseline, TrialRecord
 from st_hpo.tables import one_type, rows
 
 FORMAT_VERSION = 1
-COMPLETED, PRUNED, FAILED, RUNNING, WAITING = STATES = ("completed", "pruned", "failed", "running", "waiting")
-
-
-@dataclass
-class TrialRecord:
-    """One trial.
-
-    Attributes:
-        number: The trial's number, from 0, in the order in which the trials were proposed.
-        state: ``"completed"``, ``"pruned"``, ``"failed"``; in a shared study also ``"running"`` or ``"waiting"``.
-        objective: The objective (a list of them for several), None unless completed.
-        hyperparameters: Every value that the trial set, and what was suggested on the way to them.
-        metrics: All metrics of the evaluation that gave the objective; of the last one for a pruned trial.
-        seconds: How long the trial took, from its proposal to its release.
-        phases: The seconds of each phase: ``propose``, ``arguments``, ``seed``, ``model``, ``loss``, ``trainer``,
-            ``train`` (evaluations during training included), ``evaluate`` and ``release``.
-        error: The type and message of the exception that ended a failed trial; the step at which a trial was pruned.
-        backend_id: What the backend calls the trial (Ray's trial id, the id of a W&B or SigOpt run); None where its
-            number is its name.
-        started: When the trial began, in seconds since 1970 (``time.time()``).
-        evaluations: All evaluations in their order, each ``{"step": ..., "epoch": ..., "metrics": {...}}`` with the
-            optimizer step and the epoch (a float) after which it was made: the learning curves.
-    """
-
-    number: int
-    state: str = RUNNING
-    objective: float | list[float] | None = None
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    seconds: float | None = None
-    phases: dict[str, float] = field(default_factory=dict)
-    error: str | None = None
-    backend_id: str | None = None
-    started: float | None = None
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def values(self) -> list[float]:
-        """The objectives as a list; empty unless the trial is completed."""
-        if self.objective is None:
-            return []
-        return list(self.objective) if isinstance(self.objective, list) else [self.objective]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the record as plain values that JSON can hold (see :func:`st_hpo.jsonable.to_jsonable`)."""
-        return {key: to_jsonable(value) for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TrialRecord:
-        """Returns the record that :meth:`to_dict` was made from."""
-        known = {item.name for item in fields(cls)}
-        return cls(**{key: from_jsonable(value) for key, value in data.items() if key in known})
-
-
-@dataclass
-class Baseline:
-    """The untrained model, evaluated once before the first trial.
-
-    Attributes:
-        objective: What the search would call the untrained model's objective.
-        metrics: All metrics of that evaluation.
-        seconds: How long building and evaluating it took.
-    """
-
-    objective: float | list[float]
-    metrics: dict[str, Any]
-    seconds: float
 
 
 @dataclass

@@ -16,7 +16,8 @@ from st_hpo.console import SearchProgress
 from st_hpo.errors import NoFinishedTrialError
 from st_hpo.faults import SIGTERM, FaultPolicy, SearchStopped, StopSignal, describe
 from st_hpo.objective import Objective
-from st_hpo.results import COMPLETED, FAILED, Baseline, SearchResult, TrialRecord
+from st_hpo.records import COMPLETED, FAILED, Baseline, TrialRecord
+from st_hpo.results import SearchResult
 from st_hpo.space import described
 from st_hpo.trial import DEFAULT, TrialRunner
 

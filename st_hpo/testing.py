@@ -30,7 +30,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
 
 from st_hpo.backends import get_backend
 from st_hpo.errors import TooManyFailuresError, UnknownHyperparameterError
-from st_hpo.results import COMPLETED, FAILED, SearchResult
+from st_hpo.records import COMPLETED, FAILED
+from st_hpo.results import SearchResult
 from st_hpo.space import Categorical, Float, Int, SearchSpace
 from st_hpo.trainer import SentenceTransformerHPOTrainer
 

@@ -25,8 +25,8 @@ from st_hpo.folders import Saving, check_run_name, default_run_name
 from st_hpo.jsonable import recordable
 from st_hpo.objective import Objective
 from st_hpo.recipe import TrainerRecipe
+from st_hpo.records import COMPLETED, FAILED, PRUNED, Baseline, TrialRecord
 from st_hpo.release import forget_frames, release_memory, take_apart
-from st_hpo.results import COMPLETED, FAILED, PRUNED, Baseline, TrialRecord
 from st_hpo.routing import Routed, Router
 from st_hpo.trackers import Tracking, drop_trackers
 from st_hpo.trial_callback import AsTrial

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 import st_hpo
 from st_hpo import ConfigurationError, Float, SearchResult, SearchSpace
 from st_hpo.best_model import BEST_MODEL, NOTE, BestModelKeeper, BestModelNote, _exchange
-from st_hpo.results import COMPLETED, FAILED, PRUNED
+from st_hpo.records import COMPLETED, FAILED, PRUNED
 
 from fast_trainer import METRIC, RATES, FailIn, fast_arguments, fast_trainer, random_sampler
 from scenarios import SCENARIOS, SMALL_MODEL, Scenario, arguments, embedding_evaluator, pairs

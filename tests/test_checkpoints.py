@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
 from transformers import TrainerCallback
 
 from st_hpo.checkpoints import LOSS_FILE, TrialCheckpoints
-from st_hpo.results import COMPLETED, TrialRecord
+from st_hpo.records import COMPLETED, TrialRecord
 from st_hpo.testing import METRIC, build_tiny_model, make_trainer, sentence_pairs
 
 from runners import runner_of

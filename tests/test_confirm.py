@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from st_hpo import ConfigurationError, SearchResult
 from st_hpo.confirmation import Confirmation, ConfirmedTrial, student_interval
 from st_hpo.confirming import FILE
-from st_hpo.results import TrialRecord
+from st_hpo.records import TrialRecord
 
 from fast_trainer import METRIC, RATES, CountTrainings, fast_arguments, fast_trainer, random_sampler
 from scenarios import embedding_evaluator

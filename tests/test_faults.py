@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from st_hpo import ConfigurationError, NoFinishedTrialError, TooManyFailuresError
 from st_hpo.faults import FaultPolicy, StopSignal, describe, is_disk_full, is_out_of_memory
-from st_hpo.results import COMPLETED, FAILED
+from st_hpo.records import COMPLETED, FAILED
 
 from fast_trainer import METRIC, RATES, FailIn, fast_trainer, random_sampler
 

@@ -13,7 +13,7 @@ import pytest
 from transformers import TrainerCallback
 
 from st_hpo.folders import LOCK, MARKER, Saving, keep_best
-from st_hpo.results import COMPLETED, FAILED, TrialRecord
+from st_hpo.records import COMPLETED, FAILED, TrialRecord
 
 from fast_trainer import METRIC, RATES, FailIn, fast_arguments, fast_trainer, random_sampler
 
@@ -165,7 +165,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from st_hpo.folders import Saving
-from st_hpo.results import TrialRecord
+from st_hpo.records import TrialRecord
 
 class Args: pass
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from st_hpo import Baseline, ConfigurationError, SearchResult, TrialRecord
 from st_hpo.jsonable import from_jsonable, to_jsonable
-from st_hpo.results import STATES
+from st_hpo.records import STATES
 
 # "$float" marks NaN and the infinities in JSON, so a dict with this very key must survive too
 texts = st.text(max_size=6) | st.sampled_from(["$float", "nan", "inf", "é\u2028", "\ud800", "\x00"])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from transformers.hyperparameter_search import HyperParamSearchBackendBase
 
 from st_hpo.errors import BackendNotInstalledError, ConfigurationError, SearchSpaceError, did_you_mean
-from st_hpo.results import Baseline, TrialRecord
+from st_hpo.records import Baseline, TrialRecord
 from st_hpo.space import SearchSpace, default_search_space
 
 Report = Callable[[float, int], bool]

@@ -11,7 +11,8 @@ from typing import Any
 from st_hpo.cli.group import UsageProblem
 from st_hpo.errors import ConfigurationError
 from st_hpo.jsonable import to_jsonable
-from st_hpo.results import SearchResult, TrialRecord
+from st_hpo.records import TrialRecord
+from st_hpo.results import SearchResult
 
 # The trainers, the classes of their arguments, and where these are
 ARGUMENTS = {

@@ -13,7 +13,8 @@ from typing import Any
 from st_hpo.cli.group import UsageProblem
 from st_hpo.errors import did_you_mean
 from st_hpo.jsonable import to_jsonable
-from st_hpo.results import SearchResult, TrialRecord
+from st_hpo.records import TrialRecord
+from st_hpo.results import SearchResult
 
 _OWN_COLUMNS = ("objective", "number", "seconds")
 _MISSING = object()

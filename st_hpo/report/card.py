@@ -13,7 +13,8 @@ from st_hpo.errors import ConfigurationError
 from st_hpo.files import write_whole
 
 if TYPE_CHECKING:
-    from st_hpo.results import SearchResult, TrialRecord
+    from st_hpo.records import TrialRecord
+    from st_hpo.results import SearchResult
 
 BEGIN, END = "<!-- st_hpo: search -->", "<!-- st_hpo: end of search -->"
 _TOP = 5

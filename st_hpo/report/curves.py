@@ -12,7 +12,8 @@ from st_hpo.report.looks import BLUE, GREY, ORANGE, NothingToDraw, figure
 from st_hpo.report.words import is_number, label
 
 if TYPE_CHECKING:
-    from st_hpo.results import SearchResult, TrialRecord
+    from st_hpo.records import TrialRecord
+    from st_hpo.results import SearchResult
 
 CURVES, POINTS, METRICS = 30, 60, 12
 _BEST = 10

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from st_hpo.report.words import count, duration, is_number, line
 
 if TYPE_CHECKING:
-    from st_hpo.results import SearchResult, TrialRecord
+    from st_hpo.records import TrialRecord
+    from st_hpo.results import SearchResult
 
 # The marks tell the states apart without colour: for text, for plotly's points, for its lines and bars
 MARKS = {"completed": "●", "pruned": "▽", "failed": "✕", "running": "◌", "waiting": "○"}

@@ -10,7 +10,8 @@ from st_hpo.report.facts import MARKS
 from st_hpo.report.words import duration, exact, label, number, shown
 
 if TYPE_CHECKING:
-    from st_hpo.results import SearchResult, TrialRecord
+    from st_hpo.records import TrialRecord
+    from st_hpo.results import SearchResult
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3b7dd8", "#c77d0a", "#1f9d6b", "#d1495b", "#8e6bbf", "#7b8794"
 COLOURWAY = [BLUE, ORANGE, GREEN, RED, PURPLE, "#17899e", "#b8578f", "#7a8a1e"]

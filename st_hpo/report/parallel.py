@@ -14,7 +14,8 @@ from st_hpo.report.study import Parameter, drawable
 from st_hpo.report.words import label, number
 
 if TYPE_CHECKING:
-    from st_hpo.results import SearchResult, TrialRecord
+    from st_hpo.records import TrialRecord
+    from st_hpo.results import SearchResult
 
 BINS = 9  # colours of lines
 

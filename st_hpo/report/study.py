@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.study import Study
 
-    from st_hpo.results import SearchResult, TrialRecord
+    from st_hpo.records import TrialRecord
+    from st_hpo.results import SearchResult
 
 LOG_DECADES = 2.0
 _CHOICE = 20  # characters of a choice's label

@@ -11,7 +11,8 @@ from st_hpo.report.words import NONE, count, duration, line, shown
 from st_hpo.tables import union
 
 if TYPE_CHECKING:
-    from st_hpo.results import SearchResult, TrialRecord
+    from st_hpo.records import TrialRecord
+    from st_hpo.results import SearchResult
 
 WIDTH = 110
 TOP = 5

@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from st_hpo.results import COMPLETED, PRUNED, TrialRecord
+from st_hpo.records import COMPLETED, PRUNED, TrialRecord
 from st_hpo.trackers.trial_run import TrialRun
 
 # With these, upstream's callback opens a run inside of the trial's, or takes the user's for all trials

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from st_hpo.results import PRUNED, TrialRecord
+from st_hpo.records import PRUNED, TrialRecord
 from st_hpo.trackers.mlflow import MlflowTrialRun
 from st_hpo.trackers.tensorboard import TensorBoardTrialRun
 from st_hpo.trackers.trackio import TrackioTrialRun

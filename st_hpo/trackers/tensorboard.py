@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any
 
-from st_hpo.results import TrialRecord
+from st_hpo.records import TrialRecord
 from st_hpo.trackers.trial_run import TrialRun
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from st_hpo.results import TrialRecord
+from st_hpo.records import TrialRecord
 from st_hpo.trackers.trial_run import TrialRun, with_model_config
 
 # What upstream's callbacks leave out: numbers of the whole training

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from st_hpo.results import TrialRecord
+from st_hpo.records import TrialRecord
 
 
 @dataclass

@@ -8,7 +8,7 @@ import secrets
 import sys
 from typing import Any
 
-from st_hpo.results import FAILED, TrialRecord
+from st_hpo.records import FAILED, TrialRecord
 from st_hpo.trackers.trial_run import TrialRun
 
 # What ``wandb`` has of the run that is the current one

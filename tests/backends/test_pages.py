@@ -12,7 +12,7 @@ import ray
 
 from st_hpo import SearchResult, default_search_space
 from st_hpo.backends import backend_names, get_backend
-from st_hpo.results import COMPLETED
+from st_hpo.records import COMPLETED
 
 import own_backend
 

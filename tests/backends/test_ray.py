@@ -19,7 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from st_hpo import Categorical, ConfigurationError, Float, Int, SearchSpace, SearchSpaceError
 from st_hpo.backends import get_backend
-from st_hpo.results import COMPLETED
+from st_hpo.records import COMPLETED
 from st_hpo.testing import make_trainer, sentence_pairs
 
 from ray_setup import EVALUATING, Where, by_hand, checkpoints, evaluating, search

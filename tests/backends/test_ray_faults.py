@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
 from st_hpo import BackendUnavailableError
-from st_hpo.results import COMPLETED, FAILED, PRUNED
+from st_hpo.records import COMPLETED, FAILED, PRUNED
 from st_hpo.testing import METRIC, make_trainer, scaled_loss
 
 from ray_setup import EVALUATING, by_hand, evaluating, search

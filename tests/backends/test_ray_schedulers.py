@@ -6,7 +6,7 @@ import pytest
 from ray import tune
 
 from st_hpo import ConfigurationError, Float, Int, SearchSpace
-from st_hpo.results import COMPLETED, FAILED, PRUNED
+from st_hpo.records import COMPLETED, FAILED, PRUNED
 from st_hpo.testing import METRIC, SPACE, make_trainer
 
 from ray_setup import EVALUATING, Together, by_hand, checkpoints, evaluating, search

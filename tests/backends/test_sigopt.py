@@ -14,7 +14,7 @@ import pytest
 from st_hpo import Int, SearchSpace
 from st_hpo.backends.sigopt.backend import SigOptBackend
 from st_hpo.backends.sigopt.local import SigOptTrial, search_locally, suggest_parameters
-from st_hpo.results import TrialRecord
+from st_hpo.records import TrialRecord
 
 from fast_trainer import METRIC, fast_arguments, fast_trainer, loss_init, model_init
 from sigopt_setup import (

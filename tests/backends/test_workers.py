@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from st_hpo import SearchResult
 from st_hpo.backends.optuna import parallel, workers
 from st_hpo.backends.optuna.records import counts, ended
-from st_hpo.results import COMPLETED, FAILED, PRUNED
+from st_hpo.records import COMPLETED, FAILED, PRUNED
 from st_hpo.testing import (
     METRIC,
     BackendContract,

@@ -19,7 +19,7 @@ from st_hpo import __version__
 from st_hpo.backends.optuna import reading
 from st_hpo.cli.app import State, Trainer, app
 from st_hpo.cli.best import ARGUMENTS
-from st_hpo.results import STATES
+from st_hpo.records import STATES
 
 from cli_setup import complaint, printed, process, records, small_result, st_hpo, write_study
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from st_hpo import TrialRecord
-from st_hpo.results import STATES
+from st_hpo.records import STATES
 
 from cli_setup import METRIC, complaint, front_result, printed, process, records, small_result, st_hpo
 

@@ -7,7 +7,8 @@ import random
 from typing import Any
 
 from st_hpo.confirmation import Confirmation, ConfirmedTrial
-from st_hpo.results import Baseline, SearchResult, TrialRecord
+from st_hpo.records import Baseline, TrialRecord
+from st_hpo.results import SearchResult
 
 OBJECTIVE = "eval_sts-dev_spearman_cosine"
 STARTED = 1_790_000_000.0

@@ -19,8 +19,9 @@ from report_cases import OBJECTIVE, PAYLOADS, all_failed, hostile, search
 from test_report_text import Structure, results
 
 import st_hpo.report
+from st_hpo.records import TrialRecord
 from st_hpo.report.page import page
-from st_hpo.results import SearchResult, TrialRecord
+from st_hpo.results import SearchResult
 
 FOLDER = Path(st_hpo.report.__file__).parent
 SAFE_TAGS = {

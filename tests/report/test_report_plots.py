@@ -15,12 +15,13 @@ from report_cases import OBJECTIVE, PAYLOADS, all_failed, hostile, search
 from test_report_text import results
 
 from st_hpo.errors import BackendNotInstalledError, ConfigurationError
+from st_hpo.records import TrialRecord
 from st_hpo.report.curves import CURVES, METRICS, POINTS, curve, evenly, thinning
 from st_hpo.report.figures import KINDS
 from st_hpo.report.over_parameters import importances
 from st_hpo.report.study import drawable, parameters, to_study
 from st_hpo.report.words import label
-from st_hpo.results import SearchResult, TrialRecord
+from st_hpo.results import SearchResult
 
 
 def of(*values: Any, name: str = "x", objectives: Any = None, **fields: Any) -> SearchResult:

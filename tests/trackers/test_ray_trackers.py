@@ -7,7 +7,7 @@ from ray import tune
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from st_hpo.results import COMPLETED, PRUNED
+from st_hpo.records import COMPLETED, PRUNED
 from st_hpo.testing import make_trainer
 
 from ray_setup import evaluating, search

@@ -16,7 +16,7 @@ import wandb
 from transformers import TrainerCallback, TrainerState
 from transformers.integrations import WandbCallback
 
-from st_hpo.results import TrialRecord
+from st_hpo.records import TrialRecord
 from st_hpo.trackers import Tracking
 
 from fast_trainer import fast_arguments, fast_trainer, random_sampler

@@ -13,7 +13,7 @@ from st_hpo.backends.base import SearchBackend, SearchTarget
 from st_hpo.backends.optuna.opening import opened_study
 from st_hpo.backends.optuna.settings import STUDY_NAME, Settings
 from st_hpo.errors import ConfigurationError, SearchSpaceError
-from st_hpo.results import TrialRecord
+from st_hpo.records import TrialRecord
 from st_hpo.space import SearchSpace
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from st_hpo.backends.optuna.steady import impatient
 from st_hpo.backends.optuna.workers import Died, Workers, gpus_of_workers, threads_of_workers
 from st_hpo.errors import HPOError
 from st_hpo.faults import SearchStopped, describe
-from st_hpo.results import FAILED, PRUNED, TrialRecord
+from st_hpo.records import FAILED, PRUNED, TrialRecord
 from st_hpo.shipping import unpack_exception
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,8 @@ from st_hpo.errors import (
     NotSupportedError,
     did_you_mean,
 )
-from st_hpo.results import SearchResult, TrialRecord
+from st_hpo.records import TrialRecord
+from st_hpo.results import SearchResult
 from st_hpo.space import Categorical, Float, Int
 
 SQLITE_HEADER = b"SQLite format 3\x00"

@@ -17,7 +17,8 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from st_hpo.backends.optuna.records import OBJECTIVE_ATTRIBUTE, record_attributes
-from st_hpo.results import COMPLETED, FAILED, PRUNED, RUNNING, WAITING, SearchResult, TrialRecord
+from st_hpo.records import COMPLETED, FAILED, PRUNED, RUNNING, WAITING, TrialRecord
+from st_hpo.results import SearchResult
 from st_hpo.space import Categorical
 
 _STATES = {

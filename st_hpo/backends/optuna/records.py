@@ -12,7 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from st_hpo.errors import ConfigurationError
-from st_hpo.results import COMPLETED, FAILED, PRUNED, RUNNING, WAITING, TrialRecord
+from st_hpo.records import COMPLETED, FAILED, PRUNED, RUNNING, WAITING, TrialRecord
 from st_hpo.space import SearchSpace
 
 OBJECTIVE_ATTRIBUTE = "st_hpo:objective"

@@ -18,7 +18,7 @@ import cloudpickle
 
 from st_hpo.backends.optuna.patience import Patience
 from st_hpo.faults import SearchStopped, StopSignal
-from st_hpo.results import COMPLETED, TrialRecord
+from st_hpo.records import COMPLETED, TrialRecord
 from st_hpo.shipping import Parcel, pack_exception
 
 SHIPMENT_FILE = "trials.pkl"

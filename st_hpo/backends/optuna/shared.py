@@ -31,7 +31,7 @@ from st_hpo.backends.optuna.records import (
 )
 from st_hpo.backends.optuna.steady import back_at
 from st_hpo.errors import BackendUnavailableError
-from st_hpo.results import COMPLETED, PRUNED, TrialRecord
+from st_hpo.records import COMPLETED, PRUNED, TrialRecord
 
 logger = logging.getLogger(__name__)
 _optuna_logger = optuna.logging.get_logger("optuna.study")

@@ -28,7 +28,7 @@ from st_hpo.backends.ray.space import open_tune_space, tune_space
 from st_hpo.backends.ray.worker import OBJECTIVE, Shipment, TrialFailed, remote_baseline, remote_default, run_trial
 from st_hpo.errors import ConfigurationError, NotSupportedError
 from st_hpo.faults import describe
-from st_hpo.results import FAILED, Baseline, TrialRecord
+from st_hpo.records import FAILED, Baseline, TrialRecord
 from st_hpo.shipping import pack
 from st_hpo.space import SearchSpace
 

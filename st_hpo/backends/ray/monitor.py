@@ -17,7 +17,7 @@ from st_hpo.backends.base import SearchTarget
 from st_hpo.backends.ray.worker import HAS_FAILED, NAMES, OBJECTIVE, RECORD, TrialFailed
 from st_hpo.errors import BackendUnavailableError, ConfigurationError
 from st_hpo.faults import SearchStopped, describe
-from st_hpo.results import COMPLETED, FAILED, PRUNED, TrialRecord
+from st_hpo.records import COMPLETED, FAILED, PRUNED, TrialRecord
 
 logger = logging.getLogger(__name__)
 

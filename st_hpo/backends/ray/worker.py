@@ -14,7 +14,7 @@ import cloudpickle
 from st_hpo.backends.base import PortableTrials
 from st_hpo.checkpoints import TrialCheckpoints
 from st_hpo.errors import ConfigurationError, HPOError
-from st_hpo.results import FAILED, Baseline, TrialRecord
+from st_hpo.records import FAILED, Baseline, TrialRecord
 from st_hpo.shipping import Parcel, pack_exception, unpack_exception
 from st_hpo.space import SearchSpace
 

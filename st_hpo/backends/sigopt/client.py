@@ -12,7 +12,7 @@ from typing import Any
 from st_hpo.backends.base import SearchTarget
 from st_hpo.backends.sigopt.local import SigOptTrial
 from st_hpo.errors import BackendUnavailableError, ConfigurationError
-from st_hpo.results import COMPLETED, TrialRecord
+from st_hpo.records import COMPLETED, TrialRecord
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from st_hpo.backends.base import SearchTarget
 from st_hpo.backends.sigopt.format import category_names, conditions_of
-from st_hpo.results import COMPLETED
+from st_hpo.records import COMPLETED
 
 MAX_RANDOM_TRIALS = 10
 

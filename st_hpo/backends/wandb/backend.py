@@ -14,7 +14,7 @@ from st_hpo.backends.wandb import space as wandb_space
 from st_hpo.backends.wandb.agent import Agent
 from st_hpo.backends.wandb.trial import logged_name, run_trial
 from st_hpo.errors import BackendNotInstalledError, ConfigurationError
-from st_hpo.results import Baseline
+from st_hpo.records import Baseline
 from st_hpo.space import SearchSpace, default_search_space
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from st_hpo.backends.base import SearchTarget
 from st_hpo.backends.wandb import agent as wandb_agent
 from st_hpo.backends.wandb import space as wandb_space
 from st_hpo.errors import BackendUnavailableError, ConfigurationError
-from st_hpo.results import FAILED, TrialRecord
+from st_hpo.records import FAILED, TrialRecord
 from st_hpo.space import SearchSpace
 
 logger = logging.getLogger(__name__)
