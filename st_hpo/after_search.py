@@ -19,6 +19,7 @@ from st_hpo.recipe import ModelCardMemo, TrainerRecipe, current_parts
 from st_hpo.records import TrialRecord
 from st_hpo.results import SearchResult
 from st_hpo.routing import Routed, Router
+from st_hpo.trackers import Tracking, search_group
 from st_hpo.trial import TrialRunner
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class AfterSearch(RebuildableTrainer):
 
         Raises:
             ConfigurationError: There is no finished trial, or an argument makes no sense.
-            SearchStopped: Never; Ctrl-C ends it as a KeyboardInterrupt, and ``resume=True`` goes on from there.
+            KeyboardInterrupt: Ctrl-C; ``resume=True`` goes on from there.
         """
         result = result if result is not None else getattr(self, "last_search", None)
         trials = check_confirmation(result, k, seeds)
@@ -170,9 +171,14 @@ class AfterSearch(RebuildableTrainer):
         runner = self._trial_runner(snapshot, router, factories, objective, verbose)
         runner.held_out, runner.ranks = held_out, ranks
         runner.saving = Saving(snapshot.output_dir, keeps=False, limit=None)
+        runner.tracking = Tracking(search_group(self.args, {}), snapshot.output_dir, verbose)
         self._release()
         confirming = Confirming(runner, trials, list(seeds), held_out is not None, resume)
-        result.confirmation = confirming.run()
+        try:
+            result.confirmation = confirming.run()
+        finally:
+            if ranks is not None:
+                ranks.close()
         return result.confirmation
 
     def _confirmed_objective(
