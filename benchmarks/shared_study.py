@@ -31,13 +31,14 @@ import optuna
 import torch
 import transformers
 from optuna.storages import BaseStorage, _CachedStorage
-from postgres import running_postgres
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import PrinterCallback
 
 from st_hpo import SentenceTransformerHPOTrainer
 from st_hpo.testing import build_tiny_model, scaled_loss, sentence_pairs
+
+from postgres import running_postgres
 
 fork = multiprocessing.get_context("fork")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import optuna
 import pytest
-from postgres import PostgresServer, running_postgres
 
+from postgres import PostgresServer, running_postgres
 from shared_setup import STORAGES, storage_of
 
 

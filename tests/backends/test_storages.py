@@ -16,7 +16,6 @@ from typing import Any
 import optuna
 import pytest
 from optuna.storages import GrpcStorageProxy, RDBStorage
-from postgres import PASSWORD, QUOTED_PASSWORD, running_postgres
 
 from st_hpo import TrialRecord
 from st_hpo.backends.optuna.backend import OptunaBackend
@@ -25,6 +24,7 @@ from st_hpo.backends.optuna.shared import SharedStudy
 from st_hpo.backends.optuna.storage import open_journal, open_storage
 from st_hpo.errors import BackendUnavailableError
 
+from postgres import PASSWORD, QUOTED_PASSWORD, running_postgres
 from shared_setup import (
     COMPLETE,
     FAIL,

@@ -15,7 +15,6 @@ import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
-from postgres import PASSWORD, running_postgres
 
 from st_hpo import ConfigurationError, SearchResult
 from st_hpo.backends.optuna import reading
@@ -25,6 +24,7 @@ from st_hpo.backends.optuna.records import RECORD_ATTRIBUTE
 from st_hpo.cli.sources import find_source
 
 from cli_setup import METRIC, complaint, front_result, journal, printed, records, small_result, st_hpo, write_study
+from postgres import PASSWORD, running_postgres
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

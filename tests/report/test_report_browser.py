@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from report_cases import all_failed, hostile, search
 
 pytestmark = pytest.mark.slow

@@ -15,13 +15,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
-from report_cases import OBJECTIVE, PAYLOADS, all_failed, hostile, search
 from test_report_text import Structure, results
 
 import st_hpo.report
 from st_hpo.records import TrialRecord
 from st_hpo.report.page import page
 from st_hpo.results import SearchResult
+
+from report_cases import OBJECTIVE, PAYLOADS, all_failed, hostile, search
 
 FOLDER = Path(st_hpo.report.__file__).parent
 SAFE_TAGS = {

@@ -11,7 +11,6 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_cases import OBJECTIVE, PAYLOADS, all_failed, hostile, search
 from test_report_text import results
 
 from st_hpo.errors import BackendNotInstalledError, ConfigurationError
@@ -22,6 +21,8 @@ from st_hpo.report.over_parameters import importances
 from st_hpo.report.study import drawable, parameters, to_study
 from st_hpo.report.words import label
 from st_hpo.results import SearchResult
+
+from report_cases import OBJECTIVE, PAYLOADS, all_failed, hostile, search
 
 
 def of(*values: Any, name: str = "x", objectives: Any = None, **fields: Any) -> SearchResult:

@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_cases import OBJECTIVE, PAYLOADS, STARTED, all_failed, hostile, search
 
 from st_hpo.confirmation import Confirmation, ConfirmedTrial
 from st_hpo.records import STATES, Baseline, TrialRecord
@@ -16,6 +15,8 @@ from st_hpo.report.facts import COLOURS, DASHES, MARKS, PATTERNS, SYMBOLS
 from st_hpo.report.text import columns
 from st_hpo.report.words import NONE, clean, duration, number, shown
 from st_hpo.results import SearchResult
+
+from report_cases import OBJECTIVE, PAYLOADS, STARTED, all_failed, hostile, search
 
 floats = st.floats() | st.sampled_from([math.inf, -math.inf, math.nan])
 texts = st.text(max_size=8) | st.sampled_from([*PAYLOADS, "$float"])
