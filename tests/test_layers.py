@@ -25,7 +25,8 @@ FILES = {
     ".".join(("st_hpo", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-PURE = ["errors", "space", "conversion", "objective", "records", "results", "confirmation", "tables", "files", "jsonable"]
+PURE = ["errors", "space", "conversion", "objective", "records", "results", "confirmation", "tables", "files"]
+PURE += ["jsonable"]
 HEAVY = {"torch", "transformers", "sentence_transformers", "datasets", "numpy", "accelerate"}
 BACKEND_PACKAGES = {"optuna", "ray", "wandb", "sigopt"}
 TRACKER_PACKAGES = {"mlflow", "tensorboard", "tensorboardX", "trackio"}
