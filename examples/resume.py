@@ -32,8 +32,7 @@ METRIC = "eval_sts-dev_spearman_cosine"
 
 def model_init(trial: optuna.Trial | None) -> SentenceTransformer:
     """Makes the model, in the process that trains it, and notes in the study which one that is."""
-    transformers_logging.set_verbosity_error()  # workers do not have the script's settings of logging
-    if hasattr(trial, "set_user_attr"):  # not outside of a search
+    if trial is not None:
         trial.set_user_attr("process", os.getpid())
     return SentenceTransformer(model_path())
 

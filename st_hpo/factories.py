@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 MODEL_PREFIX, LOSS_PREFIX = "model.", "loss."
 
 
+# What functions tell Optuna's trial, and what it answers where there is none
+_NOTES = {"set_user_attr": None, "set_system_attr": None, "report": None, "should_prune": False}
+
+
 class TrialView(Mapping[str, Any]):
     """What ``model_init(trial)`` and ``loss_init(model, trial)`` receive: the trial, and what was read from it.
 
     Reads like the dict of values that other backends hand on (``trial["a"]``), and like Optuna's trial
     (``trial.suggest_int(...)``, ``trial.params["a"]``, ``trial.number``). Without a backend's trial, after
-    ``apply_best_run``, every ``suggest_*`` gives the value recorded under its name.
+    ``apply_best_run``, every ``suggest_*`` gives the value recorded under its name, and what is noted with the trial
+    (``set_user_attr``) is dropped.
 
     Args:
         values: The hyperparameters of the trial.
@@ -76,6 +81,8 @@ class TrialView(Mapping[str, Any]):
             return functools.partial(self._suggest, name)
         if self._native is not None:
             return getattr(self._native, name)
+        if name in _NOTES:  # nobody keeps them outside of a search
+            return lambda *args, **kwargs: _NOTES[name]
         raise AttributeError(f"There is no running trial, so it has no attribute {name!r}.")
 
     def _suggest(self, method: str, name: str, *args: Any, **kwargs: Any) -> Any:

@@ -261,6 +261,10 @@ def test_without_a_running_trial_a_name_that_was_not_recorded_is_refused():
 
 
 def test_without_a_running_trial_there_is_no_number(study):
+    view = TrialView({})
+    view.set_user_attr("who", 1)  # as in every trial, with nobody to keep it
+    view.report(0.5, 1)
+    assert view.should_prune() is False
     with pytest.raises(AttributeError, match=r"There is no running trial, so it has no attribute 'number'\."):
         _ = TrialView({}).number
     with pytest.raises(AttributeError):

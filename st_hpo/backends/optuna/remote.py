@@ -224,10 +224,11 @@ def _freeze() -> None:
 
 
 def torch_settings() -> dict[str, Any]:
-    """Returns what a script may have set in PyTorch that changes the numbers of a training."""
+    """Returns what a script may have set in PyTorch that changes the numbers of a training, and how much it prints."""
     import torch
+    from transformers import logging as transformers_logging
 
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"verbosity": transformers_logging.get_verbosity()}
     for name, get in (
         ("dtype", torch.get_default_dtype),
         ("precision", torch.get_float32_matmul_precision),
@@ -250,8 +251,10 @@ def use_torch_settings(settings: Mapping[str, Any], threads: int) -> None:
         threads: PyTorch's threads.
     """
     import torch
+    from transformers import logging as transformers_logging
 
     torch.set_num_threads(threads)
+    transformers_logging.set_verbosity(settings["verbosity"])
     here = torch_settings()
     changed = {name: value for name, value in settings.items() if here.get(name) != value}
     if "dtype" in changed:
