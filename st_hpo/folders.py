@@ -7,16 +7,21 @@ Upstream's evaluators write a CSV file whenever they run, its trainers a checkpo
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from st_hpo.errors import ConfigurationError
+from st_hpo.objective import Objective
 from st_hpo.records import COMPLETED, RUNNING, TrialRecord
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 MARKER = ".st_hpo-trial.json"  # in every folder that a trial has left
 LOCK = ".st_hpo.lock"
@@ -67,33 +72,30 @@ class Saving:
             args.save_strategy = type(args.save_strategy)("no")
 
     @contextlib.contextmanager
-    def folder(self, args: Any, name: str, record: TrialRecord, directions: list[str]) -> Iterator[None]:
+    def folder(self, args: Any, name: str, record: TrialRecord, objective: Objective) -> Iterator[None]:
         """Gives a trial a folder of its own, and leaves in it what was asked for, whatever ends the trial.
 
         Args:
             args: The trial's arguments, whose ``output_dir`` is set.
             name: The name of its run.
             record: Its record, complete when the trial is.
-            directions: The directions of the objectives, which rank the trials.
+            objective: What is optimized, which ranks the trials.
         """
         _sweep(Path(self.output_dir))
-        own = _free_folder(Path(self.output_dir, name), record.number)
-        if _Mark.read(own) is not None:
-            _clear(own)
-        foreign = {path.name for path in _leavings(own)}
-        own.mkdir(parents=True, exist_ok=True)
-        _Mark(record.number, RUNNING).write(own)
-        args.output_dir = str(own)
-        with _alive(own):
+        with _own_folder(Path(self.output_dir, name), record.number) as own:
+            args.output_dir = str(own)
+            kept = False
             try:
+                _Mark(record.number, RUNNING).write(own)
                 yield
-            finally:
                 if self.keeps and record.state == COMPLETED and any(own.glob(_CHECKPOINTS)):
-                    _Mark.of(record, own).write(own)
-                else:
-                    _clear(own, foreign)
+                    _Mark.of(record, own, objective).write(own)
+                    kept = True
+            finally:
+                if not kept:
+                    _clear(own)
         if self.keeps and self.limit is not None:
-            keep_best(Path(self.output_dir), self.limit, directions)
+            keep_best(Path(self.output_dir), self.limit, objective)
 
 
 @dataclass
@@ -105,20 +107,22 @@ class _Mark:
         state: How it ended.
         values: Its objectives, empty unless it is completed.
         checkpoints: The names of its checkpoints, the one that its objective belongs to first.
+        aims: The metric keys of its objectives, and their directions.
     """
 
     number: int
     state: str
     values: list[float] = field(default_factory=list)
     checkpoints: list[str] = field(default_factory=list)
+    aims: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, record: TrialRecord, folder: Path) -> _Mark:
+    def of(cls, record: TrialRecord, folder: Path, objective: Objective) -> _Mark:
         newest_first = sorted(folder.glob(_CHECKPOINTS), key=lambda path: path.stat().st_mtime, reverse=True)
         names = [path.name for path in newest_first]
         best = _best_checkpoint(newest_first[0]) if newest_first else None
         names.sort(key=lambda name: name != best)
-        return cls(record.number, record.state, record.values, names)
+        return cls(record.number, record.state, record.values, names, _aims(objective))
 
     @classmethod
     def read(cls, folder: Path) -> _Mark | None:
@@ -130,23 +134,29 @@ class _Mark:
         (folder / MARKER).write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 
-def keep_best(output_dir: Path, limit: int, directions: list[str]) -> None:
+def _aims(objective: Objective) -> dict[str, str]:
+    return dict(zip(objective.names, objective.directions, strict=True))
+
+
+def keep_best(output_dir: Path, limit: int, objective: Objective) -> None:
     """Deletes checkpoints until ``limit`` are left: those of the best trials, of each the best first.
 
-    Only folders that trials have left are looked at. Several processes may do this at once.
+    Only folders that trials of this objective have left are looked at: others cannot be compared with them. Several
+    processes may do this at once.
 
     Args:
         output_dir: The folder of the search.
         limit: How many checkpoints to keep.
-        directions: ``"minimize"`` or ``"maximize"`` for each objective. Of several, a trial that others beat in all
-            of them comes after one that fewer beat.
+        objective: What is optimized. Of several objectives, a trial that others beat in all of them comes after one
+            that fewer beat.
     """
     from filelock import FileLock
 
     with FileLock(output_dir / LOCK):
         folders = {path.parent: _Mark.read(path.parent) for path in output_dir.glob(f"*/{MARKER}")}
-        found = {path: mark for path, mark in folders.items() if mark is not None and mark.state != RUNNING}
-        losses = {path: _losses(mark, directions) for path, mark in found.items()}
+        ended = {path: mark for path, mark in folders.items() if mark is not None and mark.state != RUNNING}
+        found = {path: mark for path, mark in ended.items() if mark.aims == _aims(objective)}
+        losses = {path: _losses(mark, objective.directions) for path, mark in found.items()}
 
         def rank(path: Path) -> tuple[Any, ...]:
             own = losses[path]
@@ -185,44 +195,61 @@ def _best_checkpoint(newest: Path) -> str | None:
     return None
 
 
-def _free_folder(folder: Path, number: int) -> Path:
-    """The folder, or one beside it where another trial of the same name has left something."""
-    mark = _Mark.read(folder)
-    return folder if mark is None or mark.number == number else folder.with_name(f"{folder.name}-{number}")
-
-
 def _leavings(folder: Path) -> list[Path]:
     return [path for path in [folder / _EVALUATIONS, *folder.glob(_CHECKPOINTS)] if path.is_dir()]
 
 
-def _clear(folder: Path, foreign: Collection[str] = ()) -> None:
-    """Removes what a trial has left, and nothing else; the folder too, if nothing else is in it.
-
-    Args:
-        folder: The trial's folder.
-        foreign: What was there before.
-    """
+def _clear(folder: Path) -> None:
+    """Removes what a trial has left, and nothing else; the folder too, if nothing else is in it."""
     for path in _leavings(folder):
-        if path.name not in foreign:
-            shutil.rmtree(path, ignore_errors=True)
-    for name in (MARKER, LOCK):
-        (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+    (folder / MARKER).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
 
 
 @contextlib.contextmanager
-def _alive(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system takes from a process that dies."""
-    from filelock import FileLock
+def _own_folder(folder: Path, number: int) -> Iterator[Path]:
+    """Holds the folder of a trial, or one beside it where something is that is not this trial's.
 
-    with FileLock(folder / LOCK):
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only if nothing else is in it
+    That may be another trial of the same name, a trial of a search that runs now, or checkpoints that no trial has
+    left. What an earlier trial of the same name and number has left is removed.
+    """
+    beside = folder.with_name(f"{folder.name}-{number}")
+    further = (beside.with_name(f"{beside.name}-{count}") for count in itertools.count(2))
+    for own in itertools.chain([folder, beside], further):
+        if (lock := _take(own, number)) is not None:
+            try:
+                yield own
+            finally:
+                _let_go(own, lock)
+            return
+
+
+def _take(folder: Path, number: int) -> BaseFileLock | None:
+    """Holds a folder's lock, which the system takes from a process that dies; None where the folder is not free."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    mark = _Mark.read(folder)
+    if mark is not None and mark.number == number:
+        _clear(folder)
+    elif mark is not None or _leavings(folder):
+        _let_go(folder, lock)
+        return None
+    return lock
+
+
+def _let_go(folder: Path, lock: BaseFileLock) -> None:
+    (folder / LOCK).unlink(missing_ok=True)
+    lock.release()
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # only if nothing else is in it
 
 
 def _sweep(output_dir: Path) -> None:
@@ -230,10 +257,16 @@ def _sweep(output_dir: Path) -> None:
     from filelock import FileLock, Timeout
 
     for marker in output_dir.glob(f"*/{MARKER}"):
-        mark = _Mark.read(marker.parent)
+        folder = marker.parent
+        mark = _Mark.read(folder)
         if mark is not None and mark.state == RUNNING:
-            with contextlib.suppress(Timeout), FileLock(marker.parent / LOCK, timeout=0):
-                _clear(marker.parent)
+            lock = FileLock(folder / LOCK)
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=0)
+                mark = _Mark.read(folder)  # it may have ended meanwhile
+                if mark is not None and mark.state == RUNNING:
+                    _clear(folder)
+                _let_go(folder, lock)
 
 
 def check_run_name(name: Any) -> str:

@@ -288,7 +288,7 @@ class TrialRunner:
             args.output_dir = os.path.join(args.output_dir, name)
             yield
             return
-        with self.saving.folder(args, name, record, self.objective.directions):
+        with self.saving.folder(args, name, record, self.objective):
             yield
 
     def _proposal(

@@ -264,7 +264,7 @@ def test_nothing_grows_over_fifty_trials_of_all_kinds():
     assert min(memory[35:]) - min(memory[5:20]) < 8 * 2**20
     assert max(handles[40:]) <= max(handles[5:15])
     assert max(threads[40:]) <= max(threads[5:15])
-    assert max(children) == 0
+    assert max(children[40:]) <= max(children[5:15])
 
 
 # -- the parts

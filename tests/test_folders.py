@@ -13,9 +13,12 @@ import pytest
 from transformers import TrainerCallback
 
 from st_hpo.folders import LOCK, MARKER, Saving, keep_best
+from st_hpo.objective import Objective
 from st_hpo.records import COMPLETED, FAILED, TrialRecord
 
 from fast_trainer import METRIC, RATES, FailIn, fast_arguments, fast_trainer, random_sampler
+
+MAXIMIZE, MINIMIZE = (Objective(["m"], [direction]) for direction in ("maximize", "minimize"))
 
 
 def search(trainer: Any, **changes: Any) -> Any:
@@ -136,28 +139,31 @@ def test_trials_of_one_name_get_folders_of_their_own(tmp_path):
     assert checkpoints(tmp_path) == ["same-1/checkpoint-2", "same/checkpoint-2"]
 
 
-def left(folder: Path, number: int, values: list[float], names: list[str], state: str = COMPLETED) -> None:
+def left(folder: Path, number: int, values: list[float], names: list[str], objective: Objective) -> None:
     for name in names:
         (folder / f"run-{number}" / name).mkdir(parents=True)
-    mark = {"number": number, "state": state, "values": values, "checkpoints": names}
+    aims = dict(zip(objective.names, objective.directions, strict=True))
+    state = COMPLETED if values else FAILED
+    mark = {"number": number, "state": state, "values": values, "checkpoints": names, "aims": aims}
     (folder / f"run-{number}" / MARKER).write_text(json.dumps(mark))
 
 
 def test_the_best_trials_best_checkpoint_is_kept_first(tmp_path):
-    left(tmp_path, 0, [0.3], ["checkpoint-4", "checkpoint-2"])
-    left(tmp_path, 1, [0.2], ["checkpoint-2", "checkpoint-4"])
-    left(tmp_path, 2, [], ["checkpoint-4"], FAILED)
-    keep_best(tmp_path, 3, ["minimize"])
+    left(tmp_path, 0, [0.3], ["checkpoint-4", "checkpoint-2"], MINIMIZE)
+    left(tmp_path, 1, [0.2], ["checkpoint-2", "checkpoint-4"], MINIMIZE)
+    left(tmp_path, 2, [], ["checkpoint-4"], MINIMIZE)
+    keep_best(tmp_path, 3, MINIMIZE)
     assert checkpoints(tmp_path) == ["run-0/checkpoint-4", "run-1/checkpoint-2", "run-1/checkpoint-4"]
-    keep_best(tmp_path, 1, ["minimize"])
+    keep_best(tmp_path, 1, MINIMIZE)
     assert checkpoints(tmp_path) == ["run-1/checkpoint-2"]
     assert not (tmp_path / "run-0").exists() and not (tmp_path / "run-2").exists()
 
 
 def test_of_several_objectives_the_front_is_kept(tmp_path):
+    both = Objective(["a", "b"], ["maximize", "minimize"])
     for number, values in enumerate([[0.1, 5.0], [0.2, 9.0], [0.3, 2.0], [0.0, 1.0]]):
-        left(tmp_path, number, values, ["checkpoint-1"])
-    keep_best(tmp_path, 2, ["maximize", "minimize"])
+        left(tmp_path, number, values, ["checkpoint-1"], both)
+    keep_best(tmp_path, 2, both)
     assert checkpoints(tmp_path) == ["run-2/checkpoint-1", "run-3/checkpoint-1"]
 
 
@@ -165,13 +171,14 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from st_hpo.folders import Saving
+from st_hpo.objective import Objective
 from st_hpo.records import TrialRecord
 
 class Args: pass
 
 args = Args()
 saving = Saving(sys.argv[1], True, 1)
-with saving.folder(args, "run-0", TrialRecord(0), ["maximize"]):
+with saving.folder(args, "run-0", TrialRecord(0), Objective(["m"], ["maximize"])):
     Path(args.output_dir, "checkpoint-1").mkdir()
     print("here", flush=True)
     sys.stdin.readline()
@@ -186,15 +193,78 @@ def test_what_a_killed_trial_has_left_goes_with_the_next_one_and_a_running_trial
         assert other.stdout.readline() == "here\n"
         saving = Saving(str(tmp_path), True, 1)
         record = TrialRecord(1, COMPLETED, 0.5)
-        with saving.folder(fast_arguments(), "run-1", record, ["maximize"]):
+        with saving.folder(fast_arguments(), "run-1", record, MAXIMIZE):
             (tmp_path / "run-1" / "checkpoint-1").mkdir()
         assert checkpoints(tmp_path) == ["run-0/checkpoint-1", "run-1/checkpoint-1"]
         other.stdin.write("\n")
         other.stdin.flush()
         assert other.wait(30) == 9
-    with saving.folder(fast_arguments(), "run-2", TrialRecord(2), ["maximize"]):
+    with saving.folder(fast_arguments(), "run-2", TrialRecord(2), MAXIMIZE):
         assert not (tmp_path / "run-0").exists()
     assert checkpoints(tmp_path) == ["run-1/checkpoint-1"]
+
+
+# -- what is somebody else's
+
+
+def trial(folder: Path, number: int, value: float, objective: Objective = MAXIMIZE, limit: int | None = 1) -> None:
+    """A trial that leaves a checkpoint."""
+    args, record = fast_arguments(), TrialRecord(number, COMPLETED, value)
+    with Saving(str(folder), True, limit).folder(args, f"run-{number}", record, objective):
+        Path(args.output_dir, "checkpoint-2").mkdir()
+
+
+def foreign(folder: Path) -> Path:
+    """A checkpoint in the folder of the first trial that no trial has left there."""
+    mine = folder / "run-0" / "checkpoint-7" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    return mine
+
+
+def test_the_limit_does_not_count_checkpoints_of_somebody_else(tmp_path):
+    foreign(tmp_path)
+    for number in range(2):
+        trial(tmp_path, number, number)
+    assert checkpoints(tmp_path) == ["run-0/checkpoint-7", "run-1/checkpoint-2"]
+    trial(tmp_path, 0, 2.0)
+    assert checkpoints(tmp_path) == ["run-0-0/checkpoint-2", "run-0/checkpoint-7"]
+    assert not list(tmp_path.rglob(LOCK))
+
+
+def test_what_a_killed_trial_found_in_its_folder_stays(tmp_path):
+    mine = foreign(tmp_path)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], input="\n", capture_output=True, text=True)
+    assert killed.returncode == 9 and len(checkpoints(tmp_path)) == 2
+    trial(tmp_path, 1, 0.5)
+    assert mine.is_file() and checkpoints(tmp_path) == ["run-0/checkpoint-7", "run-1/checkpoint-2"]
+
+
+def test_a_trial_of_another_search_at_the_same_time_has_a_folder_of_its_own(tmp_path):
+    args = fast_arguments()
+    with Saving(str(tmp_path), True, None).folder(args, "run-0", TrialRecord(0, COMPLETED, 0.1), MAXIMIZE):
+        Path(args.output_dir, "checkpoint-1").mkdir()
+        trial(tmp_path, 0, 0.2, limit=None)
+        assert checkpoints(tmp_path) == ["run-0-0/checkpoint-2", "run-0/checkpoint-1"]
+    assert checkpoints(tmp_path) == ["run-0-0/checkpoint-2", "run-0/checkpoint-1"]
+
+
+def test_an_earlier_search_of_another_objective_is_not_compared_with(tmp_path):
+    trial(tmp_path, 5, 2.3, MINIMIZE)
+    trial(tmp_path, 6, 2.4, Objective(["other"], ["maximize"]))
+    for number, value in enumerate([0.7, 0.8]):
+        trial(tmp_path, number, value)
+    assert checkpoints(tmp_path) == [f"run-{number}/checkpoint-2" for number in (1, 5, 6)]
+
+
+def test_a_trial_whose_end_cannot_be_written_down_leaves_no_checkpoint(tmp_path, monkeypatch):
+    def full(record: TrialRecord, folder: Path, objective: Objective) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("st_hpo.folders._Mark.of", full)
+    with pytest.raises(OSError, match="No space left"):
+        trial(tmp_path, 0, 0.5)
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- a full disk

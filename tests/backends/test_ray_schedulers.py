@@ -19,7 +19,12 @@ def test_asha_ends_trials_early_and_the_others_are_those_by_hand(cluster, tiny_m
     trainer = evaluating(make_trainer(tiny_model, tmp_path))
     scheduler = tune.schedulers.ASHAScheduler(grace_period=1, reduction_factor=2, max_t=4)
     result = search(
-        trainer, n_trials=6, scheduler=scheduler, max_concurrent_trials=1, storage_path=str(tmp_path / "storage")
+        trainer,
+        n_trials=6,
+        scheduler=scheduler,
+        search_alg=OptunaSearch(seed=1),
+        max_concurrent_trials=1,
+        storage_path=str(tmp_path / "storage"),
     ).run_summary
     states = [record.state for record in result.trials]
     assert PRUNED in states and COMPLETED in states and FAILED not in states

@@ -124,7 +124,7 @@ def test_conditions_leave_a_parameter_out_where_they_do_not_hold(engine):
         RATE,
         {"name": "warmup_steps", "type": "int", "grid": [1, 2], "conditions": {"lr_scheduler_type": "linear"}},
     ]
-    trials = search(space, n_trials=6, conditionals=conditionals).run_summary.trials
+    trials = search(space, n_trials=6, conditionals=conditionals, seed=1).run_summary.trials
     for trial in trials:
         linear = trial.hyperparameters["lr_scheduler_type"] == "linear"
         assert ("warmup_steps" in trial.hyperparameters) == linear

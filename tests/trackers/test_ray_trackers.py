@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from ray import tune
+from ray.tune.search.optuna import OptunaSearch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
@@ -23,7 +24,13 @@ def test_trials_in_workers_are_runs_that_are_closed(cluster, tiny_model, tmp_pat
     scheduler = tune.schedulers.ASHAScheduler(grace_period=1, reduction_factor=2, max_t=4)
     storage = str(tmp_path / "storage")
     result = search(
-        trainer, n_trials=4, scheduler=scheduler, max_concurrent_trials=1, storage_path=storage, name="a study"
+        trainer,
+        n_trials=4,
+        scheduler=scheduler,
+        search_alg=OptunaSearch(seed=1),
+        max_concurrent_trials=1,
+        storage_path=storage,
+        name="a study",
     ).run_summary
     assert {trial.state for trial in result.trials} == {COMPLETED, PRUNED}
     (group,) = tmp_path.rglob("runs/a study")
