@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from ray import tune
+from ray.tune.search.optuna import OptunaSearch
 
 from st_hpo import ConfigurationError, Float, Int, SearchSpace
 from st_hpo.records import COMPLETED, FAILED, PRUNED
@@ -22,7 +23,7 @@ def test_asha_ends_trials_early_and_the_others_are_those_by_hand(cluster, tiny_m
         trainer,
         n_trials=6,
         scheduler=scheduler,
-        search_alg=OptunaSearch(seed=1),
+        search_alg=OptunaSearch(seed=3),
         max_concurrent_trials=1,
         storage_path=str(tmp_path / "storage"),
     ).run_summary
@@ -116,7 +117,6 @@ def test_a_population_cannot_change_what_has_no_effect_in_the_middle(cluster, ti
 
 
 def test_optuna_proposes_for_ray_and_learns_from_failures(cluster, tiny_model, tmp_path):
-    from ray.tune.search.optuna import OptunaSearch
 
     result = search(
         make_trainer(tiny_model, tmp_path),

@@ -27,7 +27,7 @@ def test_trials_in_workers_are_runs_that_are_closed(cluster, tiny_model, tmp_pat
         trainer,
         n_trials=4,
         scheduler=scheduler,
-        search_alg=OptunaSearch(seed=1),
+        search_alg=OptunaSearch(seed=3),
         max_concurrent_trials=1,
         storage_path=storage,
         name="a study",
