@@ -7,20 +7,16 @@ import ctypes
 import json
 import math
 import os
-import random
 import shutil
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from st_hpo.errors import ConfigurationError
 from st_hpo.jsonable import from_jsonable, to_jsonable
 from st_hpo.objective import Objective
+from st_hpo.randomness import random_states_kept
 from st_hpo.records import COMPLETED, TrialRecord
 from st_hpo.results import SearchResult
 
@@ -115,7 +111,7 @@ class BestModelKeeper:
         self.discard()
         self._staged = Path(self.output_dir, f".{BEST_MODEL}-{number}-{os.getpid()}")
         shutil.rmtree(self._staged, ignore_errors=True)
-        with _random_states_kept():
+        with random_states_kept():
             model.save_pretrained(str(self._staged))
 
     def publish(self, note: BestModelNote, direction: str) -> bool:
@@ -173,17 +169,6 @@ def _exchange(a: Path, b: Path) -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return int(rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)) == 0
-
-
-@contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def best_model_keeper(output_dir: str, study: str | None, objective: Objective) -> BestModelKeeper:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +33,23 @@ class EvaluationRecorder:
     Attributes:
         on_evaluation: Called with the step and the metrics after each evaluation during training.
         during_training: The evaluations so far, without one before the first step (``eval_on_start``).
+        seconds: How long those took.
     """
 
     on_evaluation: Callable[[int, dict[str, Any]], None] | None = None
     during_training: list[Evaluation] = field(default_factory=list)
+    seconds: float = 0.0
     _depth: int = 0
+    _apart: bool = False
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Evaluations in this block are not the training's own, and are not recorded."""
+        self._apart = True
+        try:
+            yield
+        finally:
+            self._apart = False
 
     def evaluate(self, trainer: Any, evaluate: Callable[[], dict[str, float]], recorded: bool) -> dict[str, float]:
         """Runs an evaluation of the trainer and records it.
@@ -49,14 +63,17 @@ class EvaluationRecorder:
             recorded: Whether it evaluates the trainer's own evaluation data; False for another dataset or prefix.
         """
         self._depth += 1
+        started = time.perf_counter()
         try:
             metrics = evaluate()
         finally:
             self._depth -= 1
+            if trainer.is_in_train and not self._apart and self._depth == 0:
+                self.seconds += time.perf_counter() - started
         error = getattr(trainer.evaluator, "error", None)
         if isinstance(error, BaseException):  # of a FencedEvaluator
             raise error
-        if recorded and self._depth == 0 and trainer.is_in_train:
+        if recorded and self._depth == 0 and trainer.is_in_train and not self._apart:
             step = trainer.state.global_step
             # `auto_find_batch_size` starts the training over; what came before belongs to no run
             self.during_training = [item for item in self.during_training if item.step < step]

@@ -122,6 +122,16 @@ class Objective:
         return self.names != [_PRIMARY]
 
     @property
+    def primary_of(self) -> Any:
+        """The evaluator whose primary metric it is; None for a metric that was named, or a callable."""
+        return self._evaluator
+
+    @property
+    def is_function(self) -> bool:
+        """Whether it is a callable's."""
+        return self._function is not None
+
+    @property
     def is_multi(self) -> bool:
         """Whether there are several objectives."""
         return len(self.directions) > 1

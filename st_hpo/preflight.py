@@ -14,6 +14,7 @@ from st_hpo.distributed import Ranks
 from st_hpo.errors import ConfigurationError, NotSupportedError
 from st_hpo.objective import Objective
 from st_hpo.routing import Router
+from st_hpo.rung_points import RungPoints, RungRequest
 from st_hpo.space import SearchSpace
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,9 @@ def check_search(
     args: Any,
     router: Router,
     backend_arguments: Mapping[str, Any],
+    rungs: RungRequest,
     ranks: Ranks | None = None,
-) -> tuple[SearchBackend, Any]:
+) -> tuple[SearchBackend, Any, RungPoints | None]:
     """Checks what needs no model to be checked.
 
     Args:
@@ -82,10 +84,11 @@ def check_search(
         args: The training arguments.
         router: Where hyperparameters go.
         backend_arguments: The backend's own arguments.
+        rungs: The rungs that were asked for.
         ranks: The ranks, None for one process.
 
     Returns:
-        The backend, and the search space as it searches it.
+        The backend, the search space as it searches it, and the rungs of its trials.
 
     Raises:
         ConfigurationError: Naming what was wrong, the value, the choices and the fix.
@@ -105,15 +108,11 @@ def check_search(
     if isinstance(space, Mapping) and not isinstance(space, SearchSpace) and not space:
         space = SearchSpace(space)  # refuses the empty space in its own words
     space = found.open_space(space)
-    if backend_arguments.get("pruner") is not None and args.eval_strategy == "no":
-        logger.warning(
-            "`pruner` is given, but nothing is evaluated during the training (eval_strategy='no'), so no trial "
-            "will be pruned. Set eval_strategy='steps' or 'epoch' in the training arguments."
-        )
     needing = found.needs_evaluations(backend_arguments)
-    if needing is not None and args.eval_strategy == "no":
+    if needing is not None and args.eval_strategy == "no" and rungs.points is None:
         raise ConfigurationError(
-            f"`{needing}` decides on evaluations during the training, but there are none: eval_strategy='no'. Set "
+            f"`{needing}` decides on evaluations during the training, but there are none: eval_strategy='no'. Pass "
+            "rungs=[0.2, 0.6] for evaluations at these parts of every trial's training, or set "
             "eval_strategy='steps' or 'epoch' in the training arguments."
         )
     if objective_from not in ("end", "best"):
@@ -126,6 +125,7 @@ def check_search(
                 "`objective_from='best'` takes the best evaluation during training, but there is none: "
                 "eval_strategy='no'. Set eval_strategy='steps' or 'epoch' in the training arguments."
             )
+    points = _rungs(found, rungs, objective, args, backend_arguments)
     if ranks is None or ranks.is_main:  # it may ask a server, and one rank is enough for that
         found.check(space, n_trials, objective.directions, backend_arguments)
     names = found.space_names(space)
@@ -133,4 +133,38 @@ def check_search(
         router.check_space(space)
     elif names is not None:
         router.check_names(names)
-    return found, space
+    return found, space, points
+
+
+def _rungs(
+    found: SearchBackend, asked: RungRequest, objective: Objective, args: Any, backend_arguments: Mapping[str, Any]
+) -> RungPoints | None:
+    """The rungs of a search: those asked for, or else the backend's.
+
+    Raises:
+        ConfigurationError: They would have no effect, or could not be compared.
+    """
+    if asked.points is not None or asked.evaluator is not None:
+        found.check_rungs(backend_arguments)
+        if objective.is_multi:
+            raise ConfigurationError(
+                "`rungs` and `trial_evaluator` need a single objective: of several none compares trials."
+            )
+    default = found.default_rungs(backend_arguments)
+    if asked.at_evaluations:
+        if asked.evaluator is not None:
+            raise ConfigurationError(
+                "`trial_evaluator` is the evaluator of the rungs, but rungs='evaluations' takes the training's own "
+                "evaluations. Leave one of them out."
+            )
+        if default is not None and args.eval_strategy == "no":
+            raise ConfigurationError(
+                "rungs='evaluations' takes the training's own evaluations, but there are none: eval_strategy='no'. "
+                "Leave `rungs` out, or set eval_strategy='steps' or 'epoch' in the training arguments."
+            )
+        return None
+    if asked.points is None and default is not None:
+        return RungPoints(default)
+    if asked.points is None and asked.evaluator is not None:
+        raise ConfigurationError("`trial_evaluator` is the evaluator of the rungs, but there are none: pass `rungs`.")
+    return asked.points

@@ -20,16 +20,23 @@ class TrialRecord:
         state: ``"completed"``, ``"pruned"``, ``"failed"``; in a shared study also ``"running"`` or ``"waiting"``.
         objective: The objective (a list of them for several), None unless completed.
         hyperparameters: Every value that the trial set, and what was suggested on the way to them.
-        metrics: All metrics of the evaluation that gave the objective; of the last one for a pruned trial.
+        metrics: All metrics of the evaluation that gave the objective; of the last one for a pruned trial, which may
+            be that of a ``trial_evaluator``.
         seconds: How long the trial took, from its proposal to its release.
         phases: The seconds of each phase: ``propose``, ``arguments``, ``seed``, ``model``, ``loss``, ``trainer``,
-            ``train`` (evaluations during training included), ``evaluate`` and ``release``.
+            ``train`` (without evaluations), ``rungs`` (evaluations at rungs), ``evaluate`` (all others) and
+            ``release``.
         error: The type and message of the exception that ended a failed trial; the step at which a trial was pruned.
         backend_id: What the backend calls the trial (Ray's trial id, the id of a W&B or SigOpt run); None where its
             number is its name.
         started: When the trial began, in seconds since 1970 (``time.time()``).
         evaluations: All evaluations in their order, each ``{"step": ..., "epoch": ..., "metrics": {...}}`` with the
             optimizer step and the epoch (a float) after which it was made: the learning curves.
+        rungs: Where the trial was compared with others, in their order, each ``{"at": ..., "step": ..., "value": ...,
+            "fraction": ...}``: per cent of the training (or examples), the optimizer step, the value, and the part of
+            the training that was done.
+        fraction: The part of its training that the trial has done, less than 1 where something has ended it early.
+            None if it has not begun.
     """
 
     number: int
@@ -43,6 +50,8 @@ class TrialRecord:
     backend_id: str | None = None
     started: float | None = None
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    rungs: list[dict[str, Any]] = field(default_factory=list)
+    fraction: float | None = None
 
     @property
     def values(self) -> list[float]:

@@ -177,6 +177,11 @@ class Search:
         return list(self.objective.directions)
 
     @property
+    def rungs(self) -> list[int]:
+        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        return [] if self.runner.rungs is None else self.runner.rungs.resources
+
+    @property
     def portable(self) -> TrialRunner:
         """See :class:`st_hpo.backends.base.SearchTarget`."""
         return self.runner

@@ -10,27 +10,13 @@ from sentence_transformers.cross_encoder import CrossEncoderTrainer
 from sentence_transformers.multi_vector_encoder import MultiVectorEncoderTrainer
 from sentence_transformers.sparse_encoder import SparseEncoderTrainer
 
-from st_hpo.after_search import AfterSearch
-from st_hpo.arguments import ArgumentSnapshot
-from st_hpo.best_model import best_model_keeper
 from st_hpo.construction import RebuildableTrainer, loss_instances
 from st_hpo.errors import ConfigurationError
-from st_hpo.faults import FaultPolicy, StopSignal
-from st_hpo.objective import ComputeObjective, resolve_objective
-from st_hpo.preflight import check_search, check_timeout, ranks_of
-from st_hpo.ranked import RankedSearch
-from st_hpo.recipe import current_parts
 from st_hpo.release import release_memory
-from st_hpo.results import SearchResult
-from st_hpo.routing import Router
-from st_hpo.search import Search
-from st_hpo.space import SearchSpace
-from st_hpo.trackers import Tracking, search_group
+from st_hpo.searching import Searching
 
 if TYPE_CHECKING:
-    from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput
-
-    from st_hpo.backends import SearchBackend
+    from transformers.trainer_utils import TrainOutput
 
 __all__ = [
     "CrossEncoderHPOTrainer",
@@ -41,7 +27,7 @@ __all__ = [
 ]
 
 
-class HPOTrainerMixin(AfterSearch):
+class HPOTrainerMixin(Searching):
     """Gives a sentence-transformers trainer ``loss_init`` and a hyperparameter search with isolated trials.
 
     Every argument of the upstream trainer works as before; those named here mean more.
@@ -185,128 +171,6 @@ class HPOTrainerMixin(AfterSearch):
             trial.card_memo.in_full(lambda: upstream(default_args_dict))
         else:
             trial.card_memo.run(self, lambda: upstream(default_args_dict))
-
-    # ---- Search ----
-
-    def hyperparameter_search(
-        self,
-        hp_space: SearchSpace | Callable[[Any], Mapping[str, Any]] | None = None,
-        compute_objective: ComputeObjective = None,
-        n_trials: int = 20,
-        direction: str | list[str] | None = None,
-        backend: str | HPSearchBackend | None = None,
-        hp_name: Callable[[Any], str] | None = None,
-        *,
-        objective_from: str = "end",
-        baseline: bool = True,
-        default_trial: bool = False,
-        save_best_model: bool = False,
-        verbose: bool = False,
-        timeout: float | None = None,
-        on_error: str = "raise",
-        max_consecutive_failures: int | None = 5,
-        **kwargs: Any,
-    ) -> BestRun | list[BestRun]:
-        """Searches hyperparameters. Every objective is the number that training once, by hand, with its values gives.
-
-        The signature is that of :meth:`transformers.Trainer.hyperparameter_search`, and its arguments mean the same.
-        The arguments, the datasets and the callbacks of this trainer are not touched; its model is let go of, and
-        built again when it is used next.
-
-        Args:
-            hp_space: A :class:`~st_hpo.SearchSpace`, for any backend; for Optuna a function of its trial that returns
-                a dict; for the others a space in their own format, or a function that returns it for None. A plain
-                name is a training argument; ``loss.<name>`` and ``model.<name>`` go to ``loss_init`` and
-                ``model_init``. None searches the backend's default, :func:`~st_hpo.default_search_space`.
-            compute_objective: A metric key, with or without ``eval_``; a list of keys or a callable that returns a
-                list, for several objectives; a callable of the metrics; or None for the evaluator's primary metric
-                (``eval_loss`` without an evaluator).
-            n_trials: How many trials to run, at least 1.
-            direction: ``"minimize"`` or ``"maximize"``, a list with one for each of several objectives. None where the
-                metric says it: an evaluator's primary metric through ``greater_is_better``, a loss is minimized.
-            backend: ``"optuna"``, ``"ray"``, ``"wandb"``, ``"sigopt"``, or the name that another package has
-                registered; a :class:`~st_hpo.backends.SearchBackend`, or a class of one. None takes the first that is
-                installed of Optuna, Ray Tune and W&B.
-            hp_name: Names a trial's run, from the backend's trial (for Ray and W&B a dict of the values): its folder
-                below ``output_dir`` if it saves checkpoints, and its name in trackers. By default ``run-<id>``, with
-                what the backend calls the trial.
-            objective_from: ``"end"``: from an evaluation at the end of the training. ``"best"``: from the best
-                evaluation during the training or at its end.
-            baseline: Whether to evaluate the untrained model before the first trial. It shows what the search adds,
-                and finds a missing metric in seconds. Costs one evaluation.
-            default_trial: Whether to train once with this trainer's own arguments before the first trial, to compare
-                with. Beside the ``n_trials``; every process that takes part in a shared study does it.
-            save_best_model: Whether to keep the best trial's model at ``output_dir/best_model`` while the search runs,
-                and that of no other; for a single objective. Trials on machines that do not share ``output_dir`` keep
-                the best of each.
-            verbose: Whether to show the progress bars and log lines of every trial.
-            timeout: Seconds after which the search ends, between two steps of the trial that runs then.
-            on_error: ``"raise"``: what a trial raises ends the search, unless it is out of memory or disk space;
-                ``"continue"``: it fails the trial alone.
-            max_consecutive_failures: So many failed trials in a row end the search; None for no limit.
-            kwargs: ``catch``, exceptions that fail a trial but not the search, and the backend's own arguments. For
-                Optuna those of ``optuna.create_study`` (``study_name``, ``storage``, ``sampler``, ``pruner``,
-                ``load_if_exists``) and of ``Study.optimize`` (``gc_after_trial``, ``callbacks``); for Ray those of
-                ``ray.tune.run`` (``resources_per_trial``, ``scheduler``, ``search_alg``, ...); for W&B ``project``,
-                ``entity``, ``name``, ``sweep_id``, ``metric``, ``method``, ``early_terminate``; for SigOpt ``name``,
-                ``project``, ``conditionals``, ``seed``.
-
-        Returns:
-            transformers' ``BestRun``, with every value that was set as ``hyperparameters`` and a
-            :class:`~st_hpo.SearchResult` as ``run_summary``; for several objectives a list of them, the Pareto front.
-            After Ctrl-C, the best of the trials done so far.
-
-        Raises:
-            ConfigurationError: Something given is wrong; before any training.
-            NotSupportedError: Something that the backend does not do, as several processes with Ray.
-            TooManyFailuresError: So many trials have failed in a row that none may work.
-            RankError: Another rank has failed, or is gone (torchrun).
-            BackendNotInstalledError: The backend's package is missing; the message has the pip command.
-            BackendUnavailableError: The backend's server does not answer, or refuses to serve.
-            NoFinishedTrialError: No trial gave an objective.
-            Exception: What a trial raised, unless ``catch`` names it. :attr:`last_search` has the trials until then.
-        """
-        parts = current_parts(self, self._given, self._built)
-        if parts["train_dataset"] is None:
-            raise ConfigurationError("A search trains models, but there is no `train_dataset`.")
-        if parts["evaluator"] is None and parts["eval_dataset"] is None:
-            raise ConfigurationError(
-                "A search needs an objective, but there is neither an `evaluator` nor an `eval_dataset`. Pass one of "
-                "them to the trainer."
-            )
-        faults = FaultPolicy(on_error, max_consecutive_failures)
-        check_timeout(timeout)
-        factories = self._factories(parts["loss"])
-        objective = resolve_objective(compute_objective, direction, getattr(self, "evaluator", None))
-        snapshot = ArgumentSnapshot(self.args)
-        router = Router(snapshot, factories.model_init, factories.loss_init)
-        ranks = ranks_of(self.args)
-
-        def check() -> tuple[SearchBackend, Any]:
-            args = self.args
-            return check_search(backend, hp_space, n_trials, objective, objective_from, args, router, kwargs, ranks)
-
-        found, space = check() if ranks is None else ranks.together("the checks", check)
-        runner = self._trial_runner(snapshot, router, factories, objective, verbose)
-        runner.best_evaluation = objective_from == "best"
-        runner.pruned_exceptions = found.pruned_exceptions
-        runner.tracking = Tracking(search_group(self.args, kwargs), snapshot.output_dir, verbose)
-        if hp_name is not None:
-            runner.run_name = lambda record, trial: hp_name(trial)
-        if save_best_model:
-            runner.best_model = best_model_keeper(self.args.output_dir, found.study_id(kwargs), objective)
-            runner.recipe.writes_cards = True
-        show_progress = not self.args.disable_tqdm
-        stop = StopSignal(timeout)
-        parameters = (found, runner, space, n_trials, baseline, show_progress, self._keep_result, faults, stop, kwargs)
-        search = Search(*parameters) if ranks is None else RankedSearch(ranks, *parameters)
-        search.default_trial = default_trial
-        self._last_objective = objective
-        self._release()
-        return search.run()
-
-    def _keep_result(self, result: SearchResult) -> None:
-        self.last_search = result
 
 
 class SentenceTransformerHPOTrainer(HPOTrainerMixin, SentenceTransformerTrainer):  # type: ignore[misc]

@@ -3,127 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from st_hpo.arguments import ArgumentSnapshot
-from st_hpo.best_model import BestModelKeeper, Candidate
+from st_hpo.best_model import Candidate
 from st_hpo.checkpoints import TrialCheckpoints
-from st_hpo.console import drop_output_callbacks, log_level_kept, quiet
 from st_hpo.conversion import plain
-from st_hpo.distributed import FencedEvaluator, Pruned, Ranks, SharedTrial
+from st_hpo.distributed import Pruned
 from st_hpo.errors import SearchSpaceError
 from st_hpo.evaluations import EvaluationRecorder, final_evaluation, held_out_metrics
-from st_hpo.factories import Factories, TrialView, make_model_and_loss
+from st_hpo.factories import TrialView, make_model_and_loss
 from st_hpo.faults import StopSignal, describe
-from st_hpo.folders import Saving, check_run_name, default_run_name
+from st_hpo.folders import check_run_name
 from st_hpo.jsonable import recordable
-from st_hpo.objective import Objective
-from st_hpo.recipe import TrainerRecipe
-from st_hpo.records import COMPLETED, FAILED, PRUNED, Baseline, TrialRecord
+from st_hpo.records import COMPLETED, FAILED, PRUNED, TrialRecord
 from st_hpo.release import forget_frames, release_memory, take_apart
-from st_hpo.routing import Routed, Router
-from st_hpo.trackers import Tracking, drop_trackers
+from st_hpo.routing import Routed
+from st_hpo.rungs import Rung, RungCallback, rung_value
 from st_hpo.trial_callback import AsTrial
+from st_hpo.trial_setting import TrialSetting, single
 
 Report = Callable[[float, int], bool]
 DEFAULT = -1  # the number of the training with the user's own arguments
 
 
-@dataclass
-class TrialRunner:
+class TrialRunner(TrialSetting):
     """Runs trials, one after the other, each as if it were the only one.
 
-    Attributes:
-        recipe: How to build a trainer.
-        snapshot: How to build its arguments.
-        router: Where each hyperparameter goes.
-        factories: How to make the model and the loss.
-        objective: What to optimize.
-        best_evaluation: Take the objective from the best evaluation during training instead of one at its end.
-        applied: Hyperparameters of an earlier search that ``apply_best_run`` has set.
-        verbose: Show the inner bars and log lines.
-        run_name: Names a trial from its number and the backend's trial.
-        pruned_exceptions: Exceptions by which user code prunes its own trial.
-        ranks: The ranks that train together, None for one process.
-        saving: What a trial leaves on disk; None to leave that to the training arguments.
-        best_model: Keeps the best trial's weights; None to keep none.
-        strict: Whether names that nothing uses are refused.
-        held_out: An evaluator that no trial is chosen by. Its metrics are added to those at a trial's end, as
-            ``test_<metric>``.
-        tracking: The trackers of ``report_to``.
+    Its attributes are those of :class:`~st_hpo.trial_setting.TrialSetting`.
     """
-
-    recipe: TrainerRecipe
-    snapshot: ArgumentSnapshot
-    router: Router
-    factories: Factories
-    objective: Objective
-    best_evaluation: bool = False
-    applied: Routed = field(default_factory=Routed)
-    verbose: bool = False
-    run_name: Callable[[TrialRecord, Any], str] = default_run_name
-    pruned_exceptions: tuple[type[BaseException], ...] = ()
-    ranks: Ranks | None = None
-    saving: Saving | None = None
-    best_model: BestModelKeeper | None = None
-    held_out: Any = None
-    strict: bool = True
-    tracking: Tracking = field(default_factory=Tracking)
-    _trials_begun: int = 0
-
-    def baseline(self) -> Baseline:
-        """Builds the model that no trial has trained, evaluates it, and releases it."""
-        started = time.perf_counter()
-        args = self.snapshot.build()
-        try:
-            view = TrialView(self.applied.all()) if self.applied.all() else None
-            with self._console(), self._folder(args, "baseline", TrialRecord(-1)):
-                metrics = self._evaluate_untrained(args, view)
-        except BaseException as exc:
-            forget_frames(exc)
-            raise
-        finally:
-            release_memory(args)
-        values = self.objective.values(metrics) if self.decides else [math.nan]
-        return Baseline(_single(values), recordable(metrics), time.perf_counter() - started)
-
-    @property
-    def decides(self) -> bool:
-        """Whether this process computes the objectives: the only one, or rank 0."""
-        return self.ranks is None or self.ranks.is_main
-
-    @property
-    def objective_names(self) -> list[str]:
-        """The metric keys that are optimized; placeholders until an evaluation tells."""
-        return list(self.objective.names)
-
-    def settled_baseline(self) -> tuple[Baseline, list[str], list[str]]:
-        """Evaluates the untrained model, and finds what only a first evaluation can tell of the objective.
-
-        Returns:
-            The baseline, the names of the objectives and their directions.
-        """
-        baseline = self.baseline()
-        if not self.decides:
-            return baseline, [], []
-        self.objective.settle(self.recipe.parts["evaluator"], warn=False)
-        return baseline, list(self.objective.names), list(self.objective.directions)
-
-    def _evaluate_untrained(self, args: Any, view: TrialView | None) -> dict[str, Any]:
-        model, loss = make_model_and_loss(args, self.factories, self.applied, view)
-        evaluations = EvaluationRecorder()
-        trainer = self._build(args, model, loss, evaluations)
-        drop_trackers(trainer)
-        try:
-            return final_evaluation(trainer, evaluations)
-        finally:
-            take_apart(trainer)
 
     def run(
         self,
@@ -235,19 +145,34 @@ class TrialRunner:
             record.metrics = recordable(metrics)
             record.evaluations = [item for item in record.evaluations if item["step"] < step]
             record.evaluations.append(_curve_point(trainer, record.metrics))
-            if report is not None and step > 0 and self._is_pruned(report, metrics, step):
+            if rungs is not None:
+                rungs.evaluated(step, metrics)
+            elif report is not None and step > 0 and self._is_pruned(report, metrics, step):
                 raise Pruned(f"pruned at step {step}")
             if self.best_evaluation and step > 0:
                 candidate.offer(trainer.model, metrics)
 
+        def on_rung(rung: Rung) -> None:
+            assert report is not None and self.rungs is not None
+            record.phases["rungs"] = record.phases.get("rungs", 0.0) + rung.seconds
+            record.metrics = recordable(rung.metrics)
+            fraction = rung.step / trainer.state.max_steps
+            record.rungs.append({"at": rung.at, "step": rung.step, "value": math.nan, "fraction": fraction})
+            if self._is_pruned(report, rung.metrics, rung.at, record):
+                raise Pruned(f"pruned at step {rung.step}, {self.rungs.describe(rung.at)}")
+
         keeper = self.best_model if self.decides and record.number != DEFAULT else None
         candidate = Candidate(keeper, self.objective, record)
+        rungs: RungCallback | None = None
         evaluations = EvaluationRecorder(on_evaluation)
         with _phase(record, "trainer"):
             trainer = self._build(args, model, loss, evaluations)
             if self.ranks is not None:
                 self.ranks.fence()
             self.tracking.attach(trainer, name, record, self.objective_names)
+            if report is not None and self.rungs is not None:
+                rungs = RungCallback(self.rungs, self.rung_evaluator, trainer, evaluations, on_rung)
+                trainer.add_callback(rungs)
             trainer.callback_handler.callbacks.insert(0, AsTrial(name, dict(record.hyperparameters), stop, self.ranks))
         del model, loss
         try:
@@ -265,6 +190,7 @@ class TrialRunner:
             candidate.keep()
         finally:
             candidate.drop()
+            _account(record, trainer, evaluations)
             with _phase(record, "release"):
                 take_apart(trainer)
 
@@ -277,51 +203,16 @@ class TrialRunner:
         """
         self.run(record, dict, stop=stop)
 
-    @contextlib.contextmanager
-    def _folder(self, args: Any, name: str, record: TrialRecord, moved: bool = False) -> Iterator[None]:
-        """The folder of one trial below that of the search; one rank looks after it."""
-        if self.saving is None or moved:
-            yield
-            return
-        self.saving.prepare(args)
-        if not self.decides:
-            args.output_dir = os.path.join(args.output_dir, name)
-            yield
-            return
-        with self.saving.folder(args, name, record, self.objective):
-            yield
-
-    def _proposal(
-        self, record: TrialRecord, propose: Callable[[], Mapping[str, Any]], native: Any
-    ) -> tuple[Mapping[str, Any], Any, str | None]:
-        """The proposed values, the trial for the user's functions and, with several ranks, the name of its run."""
-        if self.ranks is None:
-            return propose(), native, None
-
-        def decide() -> dict[str, Any]:
-            values = {name: plain(name, value) for name, value in propose().items()}
-            params = {name: plain(name, value) for name, value in (getattr(native, "params", None) or {}).items()}
-            is_mapping = isinstance(native, Mapping)
-            return {"values": values, "params": params, "map": is_mapping, "name": self.run_name(record, native)}
-
-        found = self.ranks.share(decide)
-        if found["map"]:
-            return found["values"], dict(found["values"]), found["name"]
-        return found["values"], SharedTrial(self.ranks, native, record.number, found["params"]), found["name"]
-
-    def _is_pruned(self, report: Report, metrics: dict[str, Any], step: int) -> bool:
+    def _is_pruned(
+        self, report: Report, metrics: dict[str, Any], step: int, record: TrialRecord | None = None
+    ) -> bool:
         def decide() -> bool:
-            return report(self.objective.values(metrics)[0], step)
+            if record is None:
+                return report(self.objective.values(metrics)[0], step)
+            value = record.rungs[-1]["value"] = rung_value(self.objective, metrics, self.rung_evaluator)
+            return report(value, step)
 
         return bool(decide() if self.ranks is None else self.ranks.share(decide))
-
-    @contextlib.contextmanager
-    def _console(self) -> Iterator[None]:
-        """Warnings are seen once: in the baseline and the first trial."""
-        level = logging.ERROR if self._trials_begun > 1 else logging.WARNING
-        self._trials_begun += 1
-        with contextlib.nullcontext() if self.verbose else quiet(level):
-            yield
 
     def _conclude(self, record: TrialRecord, metrics: dict[str, Any], evaluations: EvaluationRecorder) -> None:
         record.metrics = recordable(metrics)
@@ -337,18 +228,7 @@ class TrialRunner:
             record.state = FAILED
             record.error = f"The objective is NaN: {dict(zip(self.objective.names, values, strict=True))}"
         else:
-            record.state, record.objective = COMPLETED, _single(values)
-
-    def _build(self, args: Any, model: Any, loss: Any, evaluations: EvaluationRecorder) -> Any:
-        with contextlib.nullcontext() if self.verbose else log_level_kept():
-            trainer = self.recipe.build(args, model, loss, evaluations)
-        if not self.verbose:
-            drop_output_callbacks(trainer)
-        if self.ranks is not None:
-            trainer._of_trial.ranks = self.ranks
-            if trainer.evaluator is not None:
-                trainer.evaluator = FencedEvaluator(trainer.evaluator)
-        return trainer
+            record.state, record.objective = COMPLETED, single(values)
 
 
 def _curve_point(trainer: Any, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -356,8 +236,15 @@ def _curve_point(trainer: Any, metrics: dict[str, Any]) -> dict[str, Any]:
     return {"step": trainer.state.global_step, "epoch": None if epoch is None else float(epoch), "metrics": metrics}
 
 
-def _single(values: list[float]) -> float | list[float]:
-    return values[0] if len(values) == 1 else values
+def _account(record: TrialRecord, trainer: Any, evaluations: EvaluationRecorder) -> None:
+    """Takes the evaluations out of the time of the training, and notes how far that has come."""
+    phases, state = record.phases, trainer.state
+    if state.max_steps > 0:
+        record.fraction = min(1.0, state.global_step / state.max_steps)
+    if "train" in phases:
+        phases["train"] -= evaluations.seconds + phases.get("rungs", 0.0)
+    if evaluations.seconds:
+        phases["evaluate"] = phases.get("evaluate", 0.0) + evaluations.seconds
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import optuna
 import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss
@@ -292,11 +291,6 @@ def test_a_study_that_optimizes_something_else_is_not_continued(tmp_path):
     other = {"compute_objective": "sts-dev_pearson_cosine", "direction": "maximize"}
     with pytest.raises(st_hpo.ConfigurationError, match=r"optimizes .*spearman.*, this search .*pearson"):
         fast_trainer().hyperparameter_search(RATES, n_trials=1, **other, **study)
-
-
-def test_a_pruner_without_evaluations_warns(caplog):
-    fast_trainer().hyperparameter_search(RATES, METRIC, n_trials=1, pruner=optuna.pruners.MedianPruner())
-    assert "no trial will be pruned" in caplog.text
 
 
 UNDER_TORCHRUN = """

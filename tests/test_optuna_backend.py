@@ -58,6 +58,7 @@ class FakeSearch:
         self.hp_space = hp_space
         self.verbose = False
         self.ending = None
+        self.rungs: list[int] = []
         self.output_dir = "output"
         self.objective_names = list(objective_names)
         self.own: dict[int, TrialRecord] = {}

@@ -273,7 +273,7 @@ def test_a_pruner_sees_the_intermediate_objectives_and_ends_trials():
             return trial.number > 0
 
     trainer = fast_trainer(args=fast_arguments(max_steps=4, eval_strategy="steps", eval_steps=2))
-    result = trainer.hyperparameter_search(RATES, METRIC, n_trials=3, pruner=Below()).run_summary
+    result = trainer.hyperparameter_search(RATES, METRIC, n_trials=3, pruner=Below(), rungs="evaluations").run_summary
     assert [trial.state for trial in result.trials] == ["completed", "pruned", "pruned"]
     assert list(result.native.trials[0].intermediate_values) == [2, 4]
     assert result.trials[1].objective is None and METRIC in result.trials[1].metrics

@@ -81,6 +81,22 @@ def test_the_order_of_the_trials_does_not_matter(name):
     assert [trial.objective for trial in best.run_summary.trials] == [expected[k] for k in (3, 1, 0, 2, 1)]
 
 
+@pytest.mark.parametrize("name", list(SCENARIOS))
+def test_evaluations_at_rungs_change_nothing(name):
+    """A training that evaluates for itself is another one: an evaluation draws from the random states."""
+    scenario = SCENARIOS[name]
+    best = trainer_of(scenario).hyperparameter_search(
+        in_order(scenario, [0, 1, 2, 3]),
+        n_trials=4,
+        pruner=PruneOnce(-1),
+        rungs=[0.3, 0.6],
+        **objective_of(scenario),
+    )
+    records = best.run_summary.trials
+    assert [trial.objective for trial in records] == by_hand(name)
+    assert all([rung["at"] for rung in trial.rungs] == [30, 60] for trial in records)
+
+
 class PruneOnce(optuna.pruners.BasePruner):
     """Prunes the trial of one number at its first report."""
 
@@ -108,6 +124,7 @@ def test_a_failed_and_a_pruned_trial_leave_no_trace_in_the_next(name):
         n_trials=4,
         catch=(RuntimeError,),
         pruner=PruneOnce(2),
+        rungs="evaluations",
         **objective_of(scenario),
     )
     records = best.run_summary.trials

@@ -70,6 +70,13 @@ class SearchTarget(Protocol):
         """``"minimize"`` or ``"maximize"`` for each objective."""
 
     @property
+    def rungs(self) -> list[int]:
+        """The steps that ``report`` is called with: per cent of the training, or examples.
+
+        Empty where the training's own evaluations are reported, with their optimizer steps.
+        """
+
+    @property
     def portable(self) -> PortableTrials:
         """What runs the same trials in other processes."""
 
@@ -212,6 +219,20 @@ class SearchBackend(HyperParamSearchBackendBase):  # type: ignore[misc]
     def needs_evaluations(self, kwargs: Mapping[str, Any]) -> str | None:
         """Returns the argument that makes no sense without evaluations during the training, None if there is none."""
         return None
+
+    def default_rungs(self, kwargs: Mapping[str, Any]) -> tuple[float, ...] | None:
+        """Returns the fractions of their trainings at which trials are compared, where the user gave none.
+
+        None, where the backend prunes nothing, or on the evaluations that the training makes anyway.
+        """
+        return None
+
+    def check_rungs(self, kwargs: Mapping[str, Any]) -> None:
+        """Refuses rungs that would have no effect.
+
+        Raises:
+            ConfigurationError: Nothing in these arguments compares trials during their training.
+        """
 
     def best(self, records: list[TrialRecord]) -> TrialRecord | None:
         """Returns the best of the completed trials, where the backend chooses it in a way of its own."""

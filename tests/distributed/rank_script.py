@@ -121,7 +121,12 @@ def run(case: str) -> tuple[Any, Any]:
         return search(trainer, compute_objective=None, direction="maximize", baseline=False), trainer
     if case == "pruning":
         trainer = trainer_of(max_steps=6, eval_strategy="steps", eval_steps=2)
-        return search(trainer, pruner=PruneSecond()), trainer
+        return search(trainer, pruner=PruneSecond(), rungs="evaluations"), trainer
+    if case == "rungs":
+        from scenarios import embedding_evaluator
+
+        trainer = trainer_of(max_steps=6)
+        return search(trainer, pruner=PruneSecond(), rungs=[0.3, 0.6], trial_evaluator=embedding_evaluator()), trainer
     if case == "timeout":
         trainer = trainer_of(max_steps=40, callbacks=[OnRank(-1, "run-1", lambda: time.sleep(2.0))])
         return search(trainer, timeout=15, n_trials=20), None

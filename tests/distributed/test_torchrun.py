@@ -138,6 +138,14 @@ def test_a_trial_is_pruned_on_all_ranks_at_the_same_step(folder):
     assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found, fixed=fixed)]
 
 
+def test_rungs_are_reached_by_all_ranks_at_once_and_disturb_none(folder):
+    found = alike(ranks("rungs", folder))
+    assert states(found) == ["completed", "pruned", "completed"]
+    assert trials(found)[1]["error"] == "pruned at step 2, 30 % of its training"
+    assert [rung["at"] for rung in trials(found)[0]["rungs"]] == [30, 60]
+    assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found, fixed={"max_steps": 6})]
+
+
 def test_a_timeout_ends_all_ranks_between_the_same_steps(folder):
     found = alike(ranks("timeout", folder))
     assert states(found) == ["completed", "failed"]

@@ -14,6 +14,7 @@ from st_hpo.backends.optuna.opening import opened_study
 from st_hpo.backends.optuna.settings import STUDY_NAME, Settings
 from st_hpo.errors import ConfigurationError, SearchSpaceError
 from st_hpo.records import TrialRecord
+from st_hpo.rung_points import DEFAULT_RUNGS, PRUNERS, check_pruner_name
 from st_hpo.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -54,6 +55,27 @@ class OptunaBackend(SearchBackend):
         if kwargs.get("pruner") is not None and len(directions) > 1:
             raise ConfigurationError("`pruner` needs a single objective: Optuna does not prune with several.")
 
+    def default_rungs(self, kwargs: Mapping[str, Any]) -> tuple[float, ...] | None:
+        """See :meth:`SearchBackend.default_rungs`."""
+        pruner = kwargs.get("pruner")
+        if isinstance(pruner, str):
+            return PRUNERS[check_pruner_name(pruner)]
+        return DEFAULT_RUNGS if self._prunes(pruner) else None
+
+    def check_rungs(self, kwargs: Mapping[str, Any]) -> None:
+        """See :meth:`SearchBackend.check_rungs`."""
+        if not self._prunes(kwargs.get("pruner")):
+            raise ConfigurationError(
+                "`rungs` and `trial_evaluator` are for a pruner, but there is none. Pass pruner='asha', 'hyperband', "
+                "'median' or a pruner of Optuna's."
+            )
+
+    @staticmethod
+    def _prunes(pruner: Any) -> bool:
+        import optuna
+
+        return pruner is not None and not isinstance(pruner, optuna.pruners.NopPruner)
+
     def study_id(self, kwargs: Mapping[str, Any]) -> str | None:
         """See :meth:`SearchBackend.study_id`."""
         if kwargs.get("storage") is None and not kwargs.get("resume"):
@@ -65,12 +87,14 @@ class OptunaBackend(SearchBackend):
         """See :meth:`SearchBackend.run`."""
         from st_hpo.backends.optuna.careful import careful_sampling
         from st_hpo.backends.optuna.parallel import ParallelTrials
+        from st_hpo.backends.optuna.pruners import make_pruner
         from st_hpo.backends.optuna.records import check_continued
         from st_hpo.backends.optuna.shared import SharedStudy
         from st_hpo.backends.optuna.steady import heed, impatient
         from st_hpo.backends.optuna.storage import in_memory
 
         settings = Settings.of(self.name, kwargs)
+        settings.study["pruner"] = make_pruner(kwargs.get("pruner"), trainer.rungs)
         directions = direction if isinstance(direction, list) else [direction]
         with (
             _optuna_logs(trainer.verbose),

@@ -13,6 +13,7 @@ from st_hpo.backends.base import caught_exceptions, check_known
 from st_hpo.backends.optuna.liveness import HEARTBEAT_SECONDS
 from st_hpo.backends.optuna.urls import is_in_memory
 from st_hpo.errors import ConfigurationError
+from st_hpo.rung_points import PRUNERS, check_pruner_name
 
 # Arguments of `Study.optimize` that transformers passes on
 _OPTIMIZE = ("gc_after_trial", "callbacks", "catch", "n_jobs")
@@ -83,6 +84,7 @@ class Settings:
             raise ConfigurationError(f"`callbacks` must be a list of functions(study, trial), but got {callbacks!r}.")
         settings.callbacks = tuple(callbacks)
         settings._check_storage()
+        check_pruner(given.get("pruner"))
         return settings
 
     def _check_storage(self) -> None:
@@ -101,6 +103,20 @@ class Settings:
                 "process. Leave `storage` out, or pass a file or a server: 'sqlite:///study.db', "
                 "'postgresql+psycopg2://user:password@host/database', or a JournalStorage."
             )
+
+
+def check_pruner(pruner: Any) -> None:
+    """Refuses what is no pruner.
+
+    Raises:
+        ConfigurationError: It is neither a name nor a pruner of Optuna's.
+    """
+    if isinstance(pruner, str):
+        check_pruner_name(pruner)
+    elif pruner is not None and not callable(getattr(pruner, "prune", None)):
+        raise ConfigurationError(
+            f"`pruner` must be {', '.join(map(repr, PRUNERS))}, or a pruner of Optuna's, but got {pruner!r}."
+        )
 
 
 def create_study_arguments() -> list[str]:

@@ -13,9 +13,15 @@ from typing import Any
 from st_hpo.backends.base import SearchBackend, SearchTarget, called_space, caught_exceptions, check_known
 from st_hpo.backends.ray.holder import held
 from st_hpo.backends.ray.monitor import Monitor, scope_of_best, worker_lost
+from st_hpo.backends.ray.scheduling import (
+    check_scheduler_at_rungs,
+    check_scheduling,
+    checkpoint_needs,
+    scheduler_of_pruner,
+    schedules,
+)
 from st_hpo.backends.ray.settings import (
     ProcessState,
-    checkpoint_needs,
     environment,
     run_argument_names,
     sigterm_kept,
@@ -29,6 +35,7 @@ from st_hpo.backends.ray.worker import OBJECTIVE, Shipment, TrialFailed, remote_
 from st_hpo.errors import ConfigurationError, NotSupportedError
 from st_hpo.faults import describe
 from st_hpo.records import FAILED, Baseline, TrialRecord
+from st_hpo.rung_points import PRUNERS
 from st_hpo.shipping import pack
 from st_hpo.space import SearchSpace
 
@@ -68,7 +75,9 @@ class RayBackend(SearchBackend):
 
         if isinstance(space, SearchSpace):
             tune_space(space)
-        check_known(self.name, kwargs, [*run_argument_names(), "catch"], "`catch`, and those of ray.tune.run")
+        known = [*run_argument_names(), "catch", "pruner"]
+        check_known(self.name, kwargs, known, "`catch`, `pruner`, and those of ray.tune.run")
+        check_scheduling(kwargs)
         caught_exceptions(kwargs.get("catch", ()))
         scope_of_best()
         self._resources = kwargs.get("resources_per_trial")
@@ -77,9 +86,10 @@ class RayBackend(SearchBackend):
                 "This script is connected through Ray Client (an address 'ray://...'), which cannot report the trials "
                 "back. Run it on a node of the cluster with ray.init(address='auto'), or submit it as a Ray job."
             )
-        if len(directions) > 1 and self.needs_evaluations(kwargs):
+        if len(directions) > 1 and (self.needs_evaluations(kwargs) or kwargs.get("pruner") is not None):
+            which = "scheduler" if kwargs.get("pruner") is None else "pruner"
             raise ConfigurationError(
-                f"`scheduler` compares trials by one objective, but there are {len(directions)}. Leave it out."
+                f"`{which}` compares trials by one objective, but there are {len(directions)}. Leave it out."
             )
         for role in ("scheduler", "search_alg"):
             mode = getattr(kwargs.get(role), "_mode", None)
@@ -91,8 +101,15 @@ class RayBackend(SearchBackend):
 
     def needs_evaluations(self, kwargs: Mapping[str, Any]) -> str | None:
         """See :meth:`SearchBackend.needs_evaluations`."""
-        scheduler = kwargs.get("scheduler")
-        return None if scheduler is None or type(scheduler).__name__ == "FIFOScheduler" else "scheduler"
+        return "scheduler" if schedules(kwargs.get("scheduler")) else None
+
+    def default_rungs(self, kwargs: Mapping[str, Any]) -> tuple[float, ...] | None:
+        """See :meth:`SearchBackend.default_rungs`."""
+        return PRUNERS[kwargs["pruner"]] if kwargs.get("pruner") in PRUNERS else None
+
+    def check_rungs(self, kwargs: Mapping[str, Any]) -> None:
+        """See :meth:`SearchBackend.check_rungs`."""
+        check_scheduler_at_rungs(kwargs)
 
     def run_baseline(self, trainer: SearchTarget) -> tuple[Baseline, list[str], list[str]]:
         """Evaluates the untrained model in a worker: the driver's node may have no accelerator."""
@@ -165,9 +182,11 @@ class RayBackend(SearchBackend):
             **({} if given.get("fail_fast") else {"max_failures": NODE_FAILURES}),
             **given,
         }
+        if (pruner := arguments.pop("pruner", None)) is not None:
+            arguments["scheduler"] = scheduler_of_pruner(pruner, len(trainer.rungs))
         arguments["callbacks"] = [*(given.get("callbacks") or []), monitor.callback()]
         arguments["stop"] = monitor.stopper(given.get("stop"))
-        arguments["scheduler"] = with_objective(given.get("scheduler"), "scheduler", mode)
+        arguments["scheduler"] = with_objective(arguments.get("scheduler"), "scheduler", mode)
         arguments["search_alg"] = with_objective(given.get("search_alg"), "search_alg", mode)
         if arguments["search_alg"] is None:
             concurrent = arguments.pop("max_concurrent_trials", None)
@@ -186,7 +205,7 @@ class RayBackend(SearchBackend):
                 f"{type(scheduler).__name__} changes hyperparameters in the middle of trainings. The objective of a "
                 "trial is then that of its whole history, and training once with its last values gives another one."
             )
-        shipment = Shipment(trainer.portable, space, len(trainer.directions), needs, mutates)
+        shipment = Shipment(trainer.portable, space, len(trainer.directions), needs, mutates, trainer.rungs)
         # A cluster that was there before may have other nodes, now or later, without this machine's files
         return ray.put(pack(shipment, whole_datasets=not self._started_ray))
 

@@ -72,21 +72,6 @@ def with_objective(given: Any, role: str, mode: str | None) -> Any:
     return given
 
 
-def checkpoint_needs(scheduler: Any) -> tuple[bool, bool]:
-    """Returns whether a scheduler pauses trials, and whether it goes on with other values: both need checkpoints."""
-    from ray.tune import schedulers
-
-    mutating = (schedulers.PopulationBasedTraining, schedulers.PopulationBasedTrainingReplay)
-    pausing = (
-        schedulers.HyperBandScheduler,
-        schedulers.MedianStoppingRule,
-        schedulers.ResourceChangingScheduler,
-    )
-    mutates = isinstance(scheduler, mutating)
-    pauses = isinstance(scheduler, pausing) and getattr(scheduler, "_hard_stop", False) is not True
-    return mutates or pauses, mutates
-
-
 @contextlib.contextmanager
 def environment(defaults: Mapping[str, str]) -> Iterator[None]:
     """Sets environment variables that are not set, and takes them away again."""

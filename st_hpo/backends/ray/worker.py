@@ -6,15 +6,17 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cloudpickle
 
 from st_hpo.backends.base import PortableTrials
+from st_hpo.backends.ray.scheduling import RUNG
 from st_hpo.checkpoints import TrialCheckpoints
 from st_hpo.errors import ConfigurationError, HPOError
 from st_hpo.records import FAILED, Baseline, TrialRecord
+from st_hpo.rung_points import REDUCTION_FACTOR
 from st_hpo.shipping import Parcel, pack_exception, unpack_exception
 from st_hpo.space import SearchSpace
 
@@ -65,6 +67,7 @@ class Shipment:
         n_objectives: How many objectives there are.
         needs_checkpoints: Whether the scheduler pauses trials, or continues them with other values.
         may_mutate: Whether it continues them with other values.
+        rungs: The steps of the reports at the rungs of a trial.
     """
 
     trials: PortableTrials
@@ -72,6 +75,7 @@ class Shipment:
     n_objectives: int
     needs_checkpoints: bool
     may_mutate: bool
+    rungs: list[int] = field(default_factory=list)
 
 
 _opened: dict[str, Shipment] = {}
@@ -186,6 +190,7 @@ class _Reporter:
         self._record = record
         self._values = values
         self._trials = shipment.trials
+        self._rungs = shipment.rungs
         self._pending: tuple[float, int] | None = None
         self._last_folder: str | None = None
         self.checkpoints: Any = None
@@ -224,6 +229,8 @@ class _Reporter:
             folder = self._last_folder
         elif self._pending is not None:
             report[OBJECTIVE], report["step"] = self._pending
+            if report["step"] in self._rungs:
+                report[RUNG] = REDUCTION_FACTOR ** self._rungs.index(report["step"])
             self._pending = None
         try:
             tune.report(report, checkpoint=None if folder is None else tune.Checkpoint.from_directory(folder))

@@ -93,6 +93,17 @@ class SigOptBackend(SearchBackend):
             logger.warning(f"`seed` is for the local search; the SigOpt server at {url} draws from its own generator.")
         SigOptServer(url, project).check()
 
+    def check_rungs(self, kwargs: Mapping[str, Any]) -> None:
+        """See :meth:`SearchBackend.check_rungs`.
+
+        Raises:
+            NotSupportedError: In any case.
+        """
+        raise NotSupportedError(
+            "SigOpt knows a trial by its objective alone and prunes nothing, so `rungs` and `trial_evaluator` would "
+            "have no effect. Leave them out, or use backend='optuna' with pruner='asha'."
+        )
+
     def run(self, trainer: SearchTarget, n_trials: int, direction: str | list[str], **kwargs: Any) -> None:
         """See :meth:`SearchBackend.run`.
 

@@ -110,6 +110,14 @@ class WandbBackend(SearchBackend):
             raise ConfigurationError("`metric` is the one metric of a sweep, but there are several objectives.")
         _check_several(config, directions)
 
+    def check_rungs(self, kwargs: Mapping[str, Any]) -> None:
+        """See :meth:`SearchBackend.check_rungs`; whether a sweep that exists ends runs early, its server knows."""
+        if self.needs_evaluations(kwargs) is None and not kwargs.get("sweep_id"):
+            raise ConfigurationError(
+                "`rungs` and `trial_evaluator` are for a sweep that ends runs early, but this one has no "
+                "`early_terminate`. Pass early_terminate={'type': 'hyperband', 'min_iter': 1}: an iteration is a rung."
+            )
+
     def needs_evaluations(self, kwargs: Mapping[str, Any]) -> str | None:
         """See :meth:`SearchBackend.needs_evaluations`."""
         return "early_terminate" if kwargs.get("early_terminate") or self._stops_early else None

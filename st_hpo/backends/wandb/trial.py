@@ -74,6 +74,8 @@ def run_trial(
 
         def report(value: float, step: int) -> bool:
             record = trainer.record_of(number)
+            if trainer.rungs and record is not None:
+                step = record.rungs[-1]["step"]
             logged = _logged(record.metrics if record is not None else {})
             # Transformers' own callback, if the trainer has it, has logged this evaluation already
             if run.summary.get("train/global_step") == step and logged.keys() <= set(run.summary.keys()):
