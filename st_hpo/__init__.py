@@ -30,6 +30,7 @@ from st_hpo.space import Categorical, Float, Int, SearchSpace, default_search_sp
 
 if TYPE_CHECKING:  # they import torch and sentence-transformers, which takes seconds; the rest does not
     from st_hpo.after_search import Retrained
+    from st_hpo.subsampling import subsample_evaluator
     from st_hpo.trainer import (
         CrossEncoderHPOTrainer,
         HPOTrainerMixin,
@@ -71,13 +72,15 @@ __all__ = [
     "UnknownHyperparameterError",
     "__version__",
     "default_search_space",
+    "subsample_evaluator",
 ]
+
+_ELSEWHERE = {"Retrained": "st_hpo.after_search", "subsample_evaluator": "st_hpo.subsampling"}
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = import_module("st_hpo.after_search" if name == "Retrained" else "st_hpo.trainer")
-        return getattr(module, name)
+        return getattr(import_module(_ELSEWHERE.get(name, "st_hpo.trainer")), name)
     raise AttributeError(f"module 'st_hpo' has no attribute {name!r}")
 
 
