@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from optuna.pruners import MedianPruner
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from st_hpo import ConfigurationError, Float, Int, SearchSpace
+from st_hpo import ConfigurationError, Float, Int, NotSupportedError, SearchSpace
 from st_hpo.records import COMPLETED, FAILED, PRUNED
 from st_hpo.testing import METRIC, SPACE, make_trainer
 
@@ -36,6 +37,47 @@ def test_asha_ends_trials_early_and_the_others_are_those_by_hand(cluster, tiny_m
             assert record.objective is None and record.error.startswith("stopped at step")
             assert record.hyperparameters and METRIC in record.metrics
     assert checkpoints(tmp_path / "storage") == []
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband"])
+def test_a_pruner_by_its_name_needs_no_evaluations_and_leaves_no_trace(cluster, tiny_model, tmp_path, name):
+    trainer = make_trainer(tiny_model, tmp_path)
+    trainer.args.max_steps = 8
+    result = search(
+        trainer,
+        n_trials=5,
+        pruner=name,
+        search_alg=OptunaSearch(seed=3),
+        max_concurrent_trials=1,
+        trial_evaluator=trainer.evaluator,
+        storage_path=str(tmp_path / "storage"),
+    ).run_summary
+    assert {record.state for record in result.trials} <= {COMPLETED, PRUNED}
+    if name == "asha":  # Hyperband draws its brackets
+        assert {record.state for record in result.trials} == {COMPLETED, PRUNED}
+    for record in result.trials:
+        if record.state == COMPLETED:
+            assert record.objective == by_hand(tiny_model, tmp_path, record, max_steps=8)
+            assert [rung["at"] for rung in record.rungs] == ([20] if name == "asha" else [20, 60])
+        else:
+            assert record.objective is None and record.rungs and METRIC in record.metrics
+    assert checkpoints(tmp_path / "storage") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rungs": [0.5]}, "are for a scheduler, but there is none"),
+        ({"rungs": [0.5], "scheduler": tune.schedulers.HyperBandScheduler(max_t=4)}, "pauses trials"),
+        ({"pruner": "asha", "scheduler": tune.schedulers.ASHAScheduler()}, "Leave one of them out"),
+        ({"pruner": "ash"}, "'asha'"),
+        ({"pruner": MedianPruner()}, "prunes by a scheduler"),
+        ({"scheduler": tune.schedulers.ASHAScheduler()}, "there are none: eval_strategy='no'. Pass rungs"),
+    ],
+)
+def test_rungs_that_cannot_be_are_refused_before_anything_runs(tiny_model, tmp_path, changes, message):
+    with pytest.raises((ConfigurationError, NotSupportedError), match=message):
+        search(make_trainer(tiny_model, tmp_path), n_trials=1, **changes)
 
 
 def test_hyperband_pauses_trials_and_they_are_continued_to_the_last_bit(cluster, tiny_model, tmp_path):

@@ -101,7 +101,7 @@ class RayBackend(SearchBackend):
 
     def needs_evaluations(self, kwargs: Mapping[str, Any]) -> str | None:
         """See :meth:`SearchBackend.needs_evaluations`."""
-        return "scheduler" if schedules(kwargs.get("scheduler")) else None
+        return "scheduler" if kwargs.get("pruner") is None and schedules(kwargs.get("scheduler")) else None
 
     def default_rungs(self, kwargs: Mapping[str, Any]) -> tuple[float, ...] | None:
         """See :meth:`SearchBackend.default_rungs`."""
