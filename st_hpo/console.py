@@ -90,6 +90,8 @@ class SearchProgress:
         if best is not None:
             values = best if isinstance(best, list) else [best]
             self._bar.set_postfix_str("best " + ", ".join(f"{value:.5g}" for value in values), refresh=False)
+        if self._bar.total is not None and self._bar.n >= self._bar.total:
+            self._bar.total = self._bar.n + 1  # trials that are taken up again come beside those that were asked for
         self._bar.update(1)
 
     def say(self, message: str) -> None:

@@ -99,7 +99,8 @@ class RankedSearch(Search):
     ) -> TrialRecord:
         """See :meth:`st_hpo.backends.base.SearchTarget.run_trial`; runs on rank 0, and lets the others run along."""
         self._stop.check()
-        self._order({"trial": number, "backend_id": backend_id, "reports": report is not None})
+        reached = None if report is None else getattr(report, "reached", 0)
+        self._order({"trial": number, "backend_id": backend_id, "reached": reached})
         return super().run_trial(number, propose, native, report, backend_id=backend_id, catch=catch)
 
     def _follow(self) -> None:
@@ -112,7 +113,7 @@ class RankedSearch(Search):
             record = TrialRecord(order["trial"], backend_id=order["backend_id"])
             self._records[record.number] = record
             try:
-                self.runner.run(record, _nothing, report=_no if order["reports"] else None, stop=self._stop)
+                self.runner.run(record, _nothing, report=_report(order["reached"]), stop=self._stop)
             except SearchStopped:
                 own = None
             except RankError as exc:
@@ -139,5 +140,15 @@ def _nothing() -> Mapping[str, Any]:
     return {}
 
 
-def _no(value: float, step: int) -> bool:
-    return False
+class _NoReport:
+    """What rank 0 decides, the others learn by another way."""
+
+    def __init__(self, reached: int) -> None:
+        self.reached = reached
+
+    def __call__(self, value: float, step: int) -> bool:
+        return False
+
+
+def _report(reached: int | None) -> _NoReport | None:
+    return None if reached is None else _NoReport(reached)

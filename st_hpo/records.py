@@ -35,6 +35,8 @@ class TrialRecord:
         rungs: Where the trial was compared with others, in their order, each ``{"at": ..., "step": ..., "value": ...,
             "fraction": ...}``: per cent of the training (or examples), the optimizer step, the value, and the part of
             the training that was done.
+        continues: The number of the trial that this one takes up again, from its beginning, after that one had paused
+            at a rung; None for any other.
         fraction: The part of its training that the trial has done, less than 1 where something has ended it early.
             None if it has not begun.
     """
@@ -51,6 +53,7 @@ class TrialRecord:
     started: float | None = None
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     rungs: list[dict[str, Any]] = field(default_factory=list)
+    continues: int | None = None
     fraction: float | None = None
 
     @property

@@ -13,6 +13,7 @@ from st_hpo.errors import ConfigurationError, did_you_mean
 FRACTION, EXAMPLES = SCALES = ("fraction", "examples")
 EVALUATIONS = "evaluations"  # instead of rungs: whenever the training evaluates, as upstream
 DEFAULT_RUNGS = (0.2,)
+PAUSING_RUNGS = (0.07, 0.26)  # of "asha" where trials that pause there may be taken up again
 REDUCTION_FACTOR = 3
 _PERCENT = 100
 

@@ -50,6 +50,7 @@ class RungCallback(TrainerCallback):  # type: ignore[misc]
         trainer: The trial's trainer.
         evaluations: Its recorder.
         on_rung: Called with each rung; may raise to end the trial.
+        reached: Up to which rung the trial need not be evaluated.
     """
 
     def __init__(
@@ -59,19 +60,22 @@ class RungCallback(TrainerCallback):  # type: ignore[misc]
         trainer: Any,
         evaluations: EvaluationRecorder,
         on_rung: Callable[[Rung], None],
+        reached: int = 0,
     ) -> None:
         self._points = points
         self._evaluator = evaluator
         self._trainer = trainer
         self._evaluations = evaluations
         self._on_rung = on_rung
+        self._reached_before = reached
         self._due: dict[int, list[int]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         per_step = state.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self._due = self._points.steps(state.max_steps, per_step)
-        for step in [step for step in self._due if step <= state.global_step]:  # continued from a checkpoint
-            del self._due[step]
+        due = self._points.steps(state.max_steps, per_step)
+        ahead = {step: [at for at in rungs if at > self._reached_before] for step, rungs in due.items()}
+        # A training that is continued from a checkpoint has its first rungs behind it
+        self._due = {step: rungs for step, rungs in ahead.items() if rungs and step > state.global_step}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step not in self._due:

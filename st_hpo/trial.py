@@ -171,7 +171,8 @@ class TrialRunner(TrialSetting):
                 self.ranks.fence()
             self.tracking.attach(trainer, name, record, self.objective_names)
             if report is not None and self.rungs is not None:
-                rungs = RungCallback(self.rungs, self.rung_evaluator, trainer, evaluations, on_rung)
+                reached = getattr(report, "reached", 0)
+                rungs = RungCallback(self.rungs, self.rung_evaluator, trainer, evaluations, on_rung, reached)
                 trainer.add_callback(rungs)
             trainer.callback_handler.callbacks.insert(0, AsTrial(name, dict(record.hyperparameters), stop, self.ranks))
         del model, loss

@@ -13,10 +13,11 @@ from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import TrainerCallback
 
-from st_hpo import Categorical, ConfigurationError, NotSupportedError, SearchSpace
+from st_hpo import Categorical, ConfigurationError, NotSupportedError, SearchResult, SearchSpace
+from st_hpo.backends.optuna.promotion import promotion_of
 from st_hpo.backends.optuna.pruners import AshaPruner, make_pruner
 from st_hpo.records import COMPLETED, FAILED, PRUNED
-from st_hpo.rung_points import PRUNERS, RungPoints, check_rungs
+from st_hpo.rung_points import PAUSING_RUNGS, PRUNERS, RungPoints, check_rungs
 
 from fast_trainer import METRIC, RATES, FailIn, fast_arguments, fast_trainer, loss_init, model_init, random_sampler
 from scenarios import embedding_evaluator, pairs
@@ -145,22 +146,20 @@ def test_a_training_of_one_step_has_no_rung():
 
 
 def test_a_name_is_all_the_set_up_that_pruning_needs():
-    names = {}
-    for name, fractions in PRUNERS.items():
+    for name, fractions in {**PRUNERS, "asha": PAUSING_RUNGS}.items():
         result = search(fast_trainer(args=fast_arguments(max_steps=8)), n_trials=7, pruner=name)
         assert {trial.state for trial in result.trials} == {COMPLETED, PRUNED}, name
         for trial in result.trials:
             reached = [rung["at"] for rung in trial.rungs]
-            assert reached == [round(100 * fraction) for fraction in fractions][: len(reached)]
+            if trial.continues is None:
+                assert reached == [round(100 * fraction) for fraction in fractions][: len(reached)]
             if trial.state == PRUNED:
                 last = trial.rungs[-1]
                 assert trial.error == f"pruned at step {last['step']}, {last['at']} % of its training"
                 assert trial.fraction == last["fraction"] < 1 and trial.metrics[METRIC] == last["value"]
                 assert trial.objective is None
             else:
-                assert trial.fraction == 1 and len(reached) == len(fractions)
-        names[name] = [trial.state for trial in result.trials]
-    assert names["asha"] != names["median"]
+                assert trial.fraction == 1
 
 
 def test_without_a_pruner_nothing_is_pruned():
@@ -307,11 +306,11 @@ def test_asha_lets_the_best_third_go_on():
     assert pruned(AshaPruner(), study_of(values, "minimize")) == [value > 0.3 for value in values]
 
 
-def test_asha_begins_with_the_best_of_the_first():
-    assert pruned(AshaPruner(4), study_of([0.5])) == [False]
-    assert pruned(AshaPruner(4), study_of([0.5, 0.4, 0.5])) == [False, True, False]
-    assert pruned(AshaPruner(4, n_startup_trials=2), study_of([0.5, 0.4])) == [False, False]
-    assert pruned(AshaPruner(4, n_startup_trials=2), study_of([0.5, 0.4, 0.3])) == [False, True, True]
+def test_asha_begins_with_the_best_of_the_first_or_pauses_them_all():
+    for values, ended in (([0.5], [False]), ([0.5, 0.4, 0.5], [False, True, False])):
+        assert pruned(AshaPruner(4), study_of(values)) == ended
+        assert pruned(AshaPruner(4, pauses=True), study_of(values)) == [True] * len(values)
+    assert pruned(AshaPruner(4, pauses=True), study_of([0.5, 0.4, 0.3, 0.2])) == [False, True, True, True]
 
 
 def test_asha_compares_at_one_rung_only_and_ends_what_is_not_a_number():
@@ -325,17 +324,91 @@ def test_asha_compares_at_one_rung_only_and_ends_what_is_not_a_number():
     assert not AshaPruner().prune(study, study.tell(study.ask(), 1.0))
 
 
-@pytest.mark.parametrize("arguments", [(1,), (3, -1)])
-def test_asha_refuses_what_it_cannot_be(arguments):
-    with pytest.raises(ValueError, match="must be at least"):
-        AshaPruner(*arguments)
+def test_asha_refuses_a_factor_that_keeps_everything():
+    with pytest.raises(ValueError, match="must be at least 2, but got 1"):
+        AshaPruner(1)
+
+
+def paused(study: optuna.Study, value: float, rung: int = 10) -> None:
+    trial = study.ask()
+    trial.report(value, rung)
+    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+
+def test_asha_takes_up_the_best_paused_trial_of_the_highest_rung():
+    study, asha = optuna.create_study(direction="maximize"), AshaPruner(2, pauses=True)
+    assert asha.promotable(study, last=True) is None
+    paused(study, 0.3)
+    assert asha.promotable(study, last=False) is None
+    assert asha.promotable(study, last=True).number == 0
+    paused(study, 0.5)
+    assert asha.promotable(study, last=False).number == 1
+    for value in (0.1, 0.2):
+        paused(study, value, rung=20)
+    assert asha.promotable(study, last=False).number == 3
+    study.add_trial(optuna.trial.create_trial(value=0.9, user_attrs=promotion_of(study.trials[3])))
+    assert asha.promotable(study, last=False).number == 1
+
+
+# ---- Trials that are taken up again ----
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[float, float]:
+    """The objectives of nine trials without a pruner, by learning rate."""
+    trials = search(fast_trainer(args=fast_arguments(max_steps=16)), n_trials=9).trials
+    return {trial.hyperparameters["learning_rate"]: trial.objective for trial in trials}
+
+
+def check_promotions(result: Any, alone: dict[float, float]) -> None:
+    own = [trial for trial in result.trials if trial.continues is None]
+    assert [trial.hyperparameters["learning_rate"] for trial in own] == list(alone)
+    for trial in result.completed:
+        assert trial.objective == alone[trial.hyperparameters["learning_rate"]]
+    best = sorted(alone.values())[-3:]
+    assert max(trial.objective for trial in result.completed) == best[-1]
+    promoted = [trial for trial in result.trials if trial.continues is not None]
+    assert promoted and len({trial.continues for trial in promoted}) == len(promoted)
+    for trial in promoted:
+        before = result.trials[trial.continues]
+        assert before.state == PRUNED and before.hyperparameters == trial.hyperparameters
+        assert all(rung["at"] > before.rungs[-1]["at"] for rung in trial.rungs)
+    assert SearchResult.from_json(result.to_json()) == result
+
+
+def test_a_trial_that_has_paused_is_taken_up_again_and_gives_the_number_of_a_whole_training(alone):
+    trainer = fast_trainer(args=fast_arguments(max_steps=16))
+    check_promotions(search(trainer, n_trials=9, pruner="asha"), alone)
+
+
+@pytest.mark.slow
+def test_workers_take_up_paused_trials_as_well(alone):
+    trainer = fast_trainer(args=fast_arguments(max_steps=16))
+    check_promotions(search(trainer, n_trials=9, pruner="asha", n_jobs=2), alone)
+
+
+@pytest.mark.parametrize("n_trials", [1, 2])
+def test_the_best_of_few_trials_goes_on_to_its_end(n_trials):
+    result = search(fast_trainer(args=fast_arguments(max_steps=16)), n_trials=n_trials, pruner="asha")
+    assert len(result.completed) == 1 and result.completed[0].continues is not None
+    assert sum(trial.continues is None for trial in result.trials) == n_trials
+
+
+def test_on_a_study_that_others_may_share_nothing_pauses(tmp_path):
+    shared = {"storage": f"sqlite:///{tmp_path}/study.db", "study_name": "shared"}
+    trainer = fast_trainer(args=fast_arguments(max_steps=16))
+    result = search(trainer, n_trials=3, pruner="asha", **shared)
+    assert result.trials[0].state == COMPLETED and [rung["at"] for rung in result.trials[0].rungs] == [20]
+    assert len(result.trials) == 3 and all(trial.continues is None for trial in result.trials)
+    with pytest.raises(ConfigurationError, match="takes its trials up again"):
+        search(trainer, pruner=AshaPruner(pauses=True), **shared)
 
 
 @pytest.mark.parametrize("rungs", [[13], [13, 39], [1000, 9000], []])
 def test_every_name_is_a_pruner(rungs):
     study = study_of([0.1, 0.2, 0.3], rung=rungs[0] if rungs else 1)
     for name in PRUNERS:
-        pruner = make_pruner(name, rungs)
+        pruner = make_pruner(name, rungs, pauses=True)
         study.pruner = pruner
         for trial in study.trials:
             pruner.prune(study, trial)

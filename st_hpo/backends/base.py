@@ -98,7 +98,8 @@ class SearchTarget(Protocol):
             native: The backend's own trial, or a dict of the values, for ``model_init(trial)``,
                 ``loss_init(model, trial)`` and ``hp_name(trial)``.
             report: Takes an intermediate objective and its step, and says whether the trial is to be pruned. None
-                for several objectives, where nothing can be pruned.
+                for several objectives, where nothing can be pruned. Where it has an attribute ``reached``, the rungs
+                up to that one are not evaluated: an earlier trial of the same values has done so.
             backend_id: What the backend calls the trial, if not by its number.
             catch: Exceptions that fail the trial, but not the search.
 

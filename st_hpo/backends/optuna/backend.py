@@ -14,7 +14,7 @@ from st_hpo.backends.optuna.opening import opened_study
 from st_hpo.backends.optuna.settings import STUDY_NAME, Settings
 from st_hpo.errors import ConfigurationError, SearchSpaceError
 from st_hpo.records import TrialRecord
-from st_hpo.rung_points import DEFAULT_RUNGS, PRUNERS, check_pruner_name
+from st_hpo.rung_points import DEFAULT_RUNGS, PAUSING_RUNGS, PRUNERS, check_pruner_name
 from st_hpo.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -51,15 +51,21 @@ class OptunaBackend(SearchBackend):
 
     def check(self, space: Any, n_trials: int, directions: list[str], kwargs: Mapping[str, Any]) -> None:
         """See :meth:`SearchBackend.check`."""
-        Settings.of(self.name, kwargs)
+        settings = Settings.of(self.name, kwargs)
         if kwargs.get("pruner") is not None and len(directions) > 1:
             raise ConfigurationError("`pruner` needs a single objective: Optuna does not prune with several.")
+        if getattr(kwargs.get("pruner"), "pauses", False) and not settings.is_alone:
+            raise ConfigurationError(
+                "AshaPruner(pauses=True) needs a search that takes its trials up again, which one on a study with a "
+                "`storage`, or with `resume`, does not. Pass pruner='asha' or AshaPruner()."
+            )
 
     def default_rungs(self, kwargs: Mapping[str, Any]) -> tuple[float, ...] | None:
         """See :meth:`SearchBackend.default_rungs`."""
         pruner = kwargs.get("pruner")
         if isinstance(pruner, str):
-            return PRUNERS[check_pruner_name(pruner)]
+            alone = kwargs.get("storage") is None and not kwargs.get("resume")
+            return PAUSING_RUNGS if pruner == "asha" and alone else PRUNERS[check_pruner_name(pruner)]
         return DEFAULT_RUNGS if self._prunes(pruner) else None
 
     def check_rungs(self, kwargs: Mapping[str, Any]) -> None:
@@ -94,7 +100,6 @@ class OptunaBackend(SearchBackend):
         from st_hpo.backends.optuna.storage import in_memory
 
         settings = Settings.of(self.name, kwargs)
-        settings.study["pruner"] = make_pruner(kwargs.get("pruner"), trainer.rungs)
         directions = direction if isinstance(direction, list) else [direction]
         with (
             _optuna_logs(trainer.verbose),
@@ -102,6 +107,7 @@ class OptunaBackend(SearchBackend):
             opened_study(settings, directions, trainer.output_dir) as (study, is_shared),
         ):
             self._study = study
+            study.pruner = make_pruner(kwargs.get("pruner"), trainer.rungs, pauses=settings.is_alone)
             heed(study, lambda: trainer.ending)
             check_continued(study, directions, trainer.objective_names)
             source = SharedStudy(study, n_trials, settings.resume, settings.heartbeat_interval, is_shared)
@@ -152,17 +158,15 @@ class OptunaBackend(SearchBackend):
         single: bool,
         catch: tuple[type[BaseException], ...],
     ) -> Any:
-        from st_hpo.backends.optuna.shared import only_logged, says_nothing
-
-        def report(value: float, step: int) -> bool:
-            trial.report(value, step)
-            return bool(trial.should_prune())
+        from st_hpo.backends.optuna.endings import only_logged, says_nothing
+        from st_hpo.backends.optuna.promotion import Reporter
 
         def propose() -> Mapping[str, Any]:
             return _propose(trainer.hp_space, trial)
 
+        report = Reporter(trial) if single else None
         try:
-            record = trainer.run_trial(trial.number, propose, trial, report if single else None, catch=catch)
+            record = trainer.run_trial(trial.number, propose, trial, report, catch=catch)
         except BaseException as exc:
             if isinstance(exc, self.pruned_exceptions):
                 return source.tell(trial, trainer.record_of(trial.number))

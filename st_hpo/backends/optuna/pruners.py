@@ -6,62 +6,90 @@ import math
 from typing import Any
 
 from optuna.pruners import BasePruner
+from optuna.trial import FrozenTrial, TrialState
 
+from st_hpo.backends.optuna.promotion import promoted_numbers
 from st_hpo.rung_points import REDUCTION_FACTOR
 
 
 class AshaPruner(BasePruner):
     """Asynchronous successive halving at the rungs of a search.
 
-    A trial goes on if it is among the best ``1 / reduction_factor`` of all trials that have reached the same rung so
-    far (L. Li et al.: *A System for Massively Parallel Hyperparameter Tuning*, MLSys 2020, algorithm 2). While fewer
-    than ``reduction_factor`` trials have reached it, the best of them goes on, as in Optuna's
-    ``SuccessiveHalvingPruner``. That one has rungs of its own, each ``reduction_factor`` times as far as the one
-    before; this one takes those of the search as they are.
+    L. Li et al.: *A System for Massively Parallel Hyperparameter Tuning*, MLSys 2020, algorithm 2. A trial goes on
+    from a rung if it is among the best ``1 / reduction_factor`` of all trials that have reached the same rung.
+    Optuna's ``SuccessiveHalvingPruner`` has rungs of its own, each ``reduction_factor`` times as far as the one
+    before, and what it has ended does not come back; this one takes the rungs of the search as they are.
 
     Args:
         reduction_factor: One of how many trials goes on, at least 2.
-        n_startup_trials: So many trials that have reached a rung go on in any case.
+        pauses: Whether the search takes up a trial again that was not among the best when it reached the rung, and is
+            later. Then every trial pauses while fewer than ``reduction_factor`` have reached its rung. Otherwise the
+            best of these goes on, as with Optuna's pruner: the first trial in any case.
 
     Raises:
-        ValueError: One of them is less than it can be.
+        ValueError: ``reduction_factor`` is less than 2.
     """
 
-    def __init__(self, reduction_factor: int = REDUCTION_FACTOR, n_startup_trials: int = 0) -> None:
+    def __init__(self, reduction_factor: int = REDUCTION_FACTOR, pauses: bool = False) -> None:
         if reduction_factor < 2:
             raise ValueError(f"`reduction_factor` must be at least 2, but got {reduction_factor!r}.")
-        if n_startup_trials < 0:
-            raise ValueError(f"`n_startup_trials` must be at least 0, but got {n_startup_trials!r}.")
         self._reduction_factor = reduction_factor
-        self._n_startup_trials = n_startup_trials
+        self.pauses = pauses
 
-    def prune(self, study: Any, trial: Any) -> bool:
-        """Whether the trial ends at the rung that it has reached last."""
+    def prune(self, study: Any, trial: FrozenTrial) -> bool:
+        """Whether the trial ends, or pauses, at the rung that it has reached last."""
         rung = trial.last_step
         if rung is None:
             return False
         value = trial.intermediate_values[rung]
         if math.isnan(value):
             return True
-        others = [
-            other.intermediate_values[rung]
-            for other in study.get_trials(deepcopy=False)
-            if other.number != trial.number and rung in other.intermediate_values
-        ]
-        reached = [other for other in others if not math.isnan(other)]
-        if len(reached) < self._n_startup_trials:
-            return False
-        maximize = study.direction.name == "MAXIMIZE"
-        better = sum(other > value if maximize else other < value for other in reached)
-        return bool(better >= max(1, (len(reached) + 1) // self._reduction_factor))
+        others = [other for other in _reached(study, rung) if other.number != trial.number]
+        better = sum(_loss(study, other, rung) < _loss(study, trial, rung) for other in others)
+        return better >= self._places(len(others) + 1, not self.pauses)
+
+    def promotable(self, study: Any, last: bool) -> FrozenTrial | None:
+        """Returns a paused trial that is to go on now, the best of the highest rung; None if there is none.
+
+        Args:
+            study: The study.
+            last: Whether no other trial will come, so that the best one of each rung goes on in any case.
+        """
+        trials = study.get_trials(deepcopy=False)
+        promoted = promoted_numbers(trials)
+        rungs = {rung for trial in trials for rung in trial.intermediate_values}
+        for rung in sorted(rungs, reverse=True):
+            reached = sorted(_reached(study, rung), key=lambda trial: (_loss(study, trial, rung), trial.number))
+            for trial in reached[: self._places(len(reached), last)]:
+                paused = trial.state == TrialState.PRUNED and trial.last_step == rung
+                if paused and trial.number not in promoted:
+                    return trial  # type: ignore[no-any-return]
+        return None
+
+    def _places(self, reached: int, at_least_one: bool) -> int:
+        return max(int(at_least_one), reached // self._reduction_factor)
 
 
-def make_pruner(given: Any, rungs: list[int]) -> BasePruner:
+def _reached(study: Any, rung: int) -> list[Any]:
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if not math.isnan(trial.intermediate_values.get(rung, math.nan))
+    ]
+
+
+def _loss(study: Any, trial: FrozenTrial, rung: int) -> float:
+    value = trial.intermediate_values[rung]
+    return -value if study.direction.name == "MAXIMIZE" else value
+
+
+def make_pruner(given: Any, rungs: list[int], pauses: bool) -> BasePruner:
     """Returns the pruner of a search.
 
     Args:
         given: A name, an Optuna pruner, or None for a search that prunes nothing.
         rungs: What trials report as their steps; empty where they report whenever they evaluate.
+        pauses: Whether the search can take up trials again.
     """
     import optuna
 
@@ -70,7 +98,7 @@ def make_pruner(given: Any, rungs: list[int]) -> BasePruner:
     if not isinstance(given, str):
         return given  # type: ignore[no-any-return]
     if given == "asha":
-        return AshaPruner()
+        return AshaPruner(pauses=pauses)
     if given == "median":
         return optuna.pruners.MedianPruner()
     first = rungs[0] if rungs else 1

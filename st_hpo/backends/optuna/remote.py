@@ -151,20 +151,17 @@ class _Worker:
         return Outcome(record, names)
 
     def _run(self, trial: Any, record: TrialRecord, values: Mapping[str, Any]) -> None:
+        from st_hpo.backends.optuna.promotion import Reporter
+
         assert self._shipment is not None
 
         def propose() -> Mapping[str, Any]:
             self._stop.check()
             return values
 
-        def report(value: float, step: int) -> bool:
-            trial.report(value, step)
-            return bool(trial.should_prune())
-
+        report = None if self._shipment.several else Reporter(trial)
         try:
-            self._shipment.trials.run(
-                record, propose, trial, None if self._shipment.several else report, stop=self._stop
-            )
+            self._shipment.trials.run(record, propose, trial, report, stop=self._stop)
         finally:
             self._trials_run += 1
             if self._trials_run == 1:

@@ -87,6 +87,11 @@ class Settings:
         check_pruner(given.get("pruner"))
         return settings
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether the study is this search's own, and gone with it."""
+        return self.study.get("storage") is None and not self.resume
+
     def _check_storage(self) -> None:
         storage, name = self.study.get("storage"), self.study.get("study_name")
         if self.resume and storage is not None and name is None:

@@ -17,6 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from st_hpo.backends.optuna.liveness import Heartbeat, Watch, running_here, this_process
+from st_hpo.backends.optuna.promotion import PROMOTED_ATTRIBUTE, is_promoted, promotion_of
 from st_hpo.backends.optuna.records import (
     ENDED_ATTRIBUTE,
     LOST,
@@ -30,7 +31,6 @@ from st_hpo.backends.optuna.records import (
     retried_numbers,
 )
 from st_hpo.backends.optuna.steady import back_at
-from st_hpo.errors import BackendUnavailableError
 from st_hpo.records import COMPLETED, PRUNED, TrialRecord
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class SharedStudy:
         self._process = this_process(interval)
         self._mine: dict[int, dict[str, Any]] = {}
         self._watch = Watch(interval, mute_until=lambda: back_at(study))
-        self._begun = self._ended = 0
+        self._begun = self._ended = self._out = 0
         self._finished_in_study = -1
         self._look_again_at = 0.0
 
@@ -88,6 +88,8 @@ class SharedStudy:
         """Whether no trial is left to be given out, unless one that runs is lost."""
         if self.study._stop_flag:
             return True
+        if self._out or self._promotable(last=True) is not None:
+            return False
         return (self._finished_in_study if self._in_total else self._ended) >= self._n_trials
 
     def next(self) -> Any | None:
@@ -95,16 +97,32 @@ class SharedStudy:
         if self.study._stop_flag:
             return None
         if not self._in_total:
-            if self._begun >= self._n_trials:
-                return None
-            self._begun += 1
-            return self._opened(self._take(create=True)[0]) if self._shared else self.study.ask()
+            return self._next_of_mine()
         if time.monotonic() < self._look_again_at:
             return None
         trial = self._next_of_total()
         if trial is None:
             self._look_again_at = time.monotonic() + _POLL_SECONDS
         return trial
+
+    def _next_of_mine(self) -> Any | None:
+        all_begun = self._begun >= self._n_trials
+        paused = self._promotable(last=all_begun and not self._out)
+        if paused is not None:
+            self._enqueue(paused, promotion_of(paused))
+        elif all_begun:
+            return None
+        trial = self._opened(self._take(create=True)[0]) if self._shared else self.study.ask()
+        self._begun += not is_promoted(trial)
+        self._out += 1
+        return trial
+
+    def _promotable(self, last: bool) -> FrozenTrial | None:
+        pruner = self.study.pruner
+        if self._shared or self._in_total or not getattr(pruner, "pauses", False):
+            return None
+        found: FrozenTrial | None = pruner.promotable(self.study, last)
+        return found
 
     def _next_of_total(self) -> Any | None:
         self._fail_dead_trials()
@@ -125,7 +143,7 @@ class SharedStudy:
         # Others have asked at the same time: of those, the later ones step back, before their samplers know of it
         trial = self.study._storage.get_trial(trial_id)
         if self._end(trial_id, {"why": SURPLUS, "counts": False, "retried": was_waiting}) and was_waiting:
-            self._enqueue(trial, trial.user_attrs.get(RETRY_ATTRIBUTE, {}).get("count", 0))
+            self._retry(trial, trial.user_attrs.get(RETRY_ATTRIBUTE, {}).get("count", 0))
         return None
 
     def _rank(self, number: int) -> int:
@@ -188,7 +206,10 @@ class SharedStudy:
             stopped: Whether it was stopped together with the search, and says nothing of its hyperparameters.
         """
         self._look_again_at = 0.0
-        self._ended += 1
+        self._ended += not is_promoted(trial)
+        self._out -= not self._in_total
+        if record is not None and is_promoted(trial):
+            record.continues = trial.user_attrs[PROMOTED_ATTRIBUTE]["of"]
         states = {COMPLETED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED}
         state = TrialState.FAIL if record is None else states.get(record.state, TrialState.FAIL)
         values = record.values if record is not None and state == TrialState.COMPLETE else None
@@ -211,7 +232,7 @@ class SharedStudy:
         else:
             _log(told)
             if stopped and self._in_total:
-                self._enqueue(told, told.user_attrs.get(RETRY_ATTRIBUTE, {}).get("count", 0))
+                self._retry(told, told.user_attrs.get(RETRY_ATTRIBUTE, {}).get("count", 0))
         return told
 
     def lost(self, trial: Any, record: TrialRecord) -> None:
@@ -226,10 +247,11 @@ class SharedStudy:
         with contextlib.suppress(UpdateFinishedTrialError):
             for name, piece in record_attributes(record).items():
                 trial.set_user_attr(name, piece)
+        self._out -= not self._in_total
         if self._fail_dead(self.study._storage.get_trial(trial._trial_id), str(record.error)):
-            self._begun -= 1
+            self._begun -= not is_promoted(trial)
         else:
-            self._ended += 1
+            self._ended += not is_promoted(trial)
 
     def _leave(self, trial_id: int) -> None:
         if (owner := self._mine.pop(trial_id, None)) is not None:
@@ -251,7 +273,7 @@ class SharedStudy:
         end = {"why": LOST, "error": reason, "counts": not again, "retried": again}
         if not self._end(trial._trial_id, end) or not again:
             return False
-        self._enqueue(trial, tries + 1)
+        self._retry(trial, tries + 1)
         return True
 
     def _end(self, trial_id: int, end: dict[str, Any]) -> bool:
@@ -264,36 +286,23 @@ class SharedStudy:
         except UpdateFinishedTrialError:
             return False
 
-    def _enqueue(self, trial: FrozenTrial, count: int) -> None:
-        """Has a trial tried again, with the same values, also those that a sampler keeps for itself."""
-        attributes = {
-            RETRY_ATTRIBUTE: {"of": trial.number, "count": count},
-            WORKER_ATTRIBUTE: {"id": uuid.uuid4().hex, "interval": self._interval},
-        }
-        retry = create_trial(
+    def _retry(self, trial: FrozenTrial, count: int) -> None:
+        promotion = {name: trial.user_attrs[name] for name in (PROMOTED_ATTRIBUTE,) if is_promoted(trial)}
+        self._enqueue(trial, {RETRY_ATTRIBUTE: {"of": trial.number, "count": count}, **promotion})
+
+    def _enqueue(self, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
+        """Has a trial run again, with the same values, also those that a sampler keeps for itself."""
+        attributes[WORKER_ATTRIBUTE] = {"id": uuid.uuid4().hex, "interval": self._interval}
+        again = create_trial(
             state=TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
             user_attrs=attributes,
             system_attrs=trial.system_attrs,
         )
-        self.study.add_trial(retry)
+        self.study.add_trial(again)
 
 
 def _log(trial: FrozenTrial) -> None:
     outcome = f"finished with value(s) {trial.values}" if trial.values else trial.state.name.lower()
     _optuna_logger.info(f"Trial {trial.number} {outcome}; parameters: {trial.params}.")
-
-
-def says_nothing(exc: BaseException) -> bool:
-    """Whether what ended a trial says nothing of its hyperparameters: the end of the search, or of its storage."""
-    return not isinstance(exc, Exception) or isinstance(exc, BackendUnavailableError)
-
-
-@contextlib.contextmanager
-def only_logged(number: int) -> Iterator[None]:
-    """What ends the search is what is raised, not that the end of a trial could not be stored."""
-    try:
-        yield
-    except Exception as exc:
-        logger.warning(f"How trial {number} ended could not be stored: {type(exc).__name__}: {exc}")

@@ -1,0 +1,48 @@
+"""Trials that a pruner has paused at a rung, and that are taken up again when they are among the best of it later.
+
+Imports optuna: for the use of the backend's own functions only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+PROMOTED_ATTRIBUTE = "st_hpo:promoted"  # which trial this one takes up again, and the rung that that one has reached
+
+
+def is_promoted(trial: Any) -> bool:
+    """Whether a trial takes up an earlier one; such a trial is none of the ``n_trials``."""
+    return PROMOTED_ATTRIBUTE in trial.user_attrs
+
+
+def promoted_numbers(trials: list[FrozenTrial]) -> set[int]:
+    """Returns the numbers of the trials that were taken up again."""
+    return {trial.user_attrs[PROMOTED_ATTRIBUTE]["of"] for trial in trials if is_promoted(trial)}
+
+
+def promotion_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Returns the user attribute of the trial that takes up this one."""
+    return {PROMOTED_ATTRIBUTE: {"of": trial.number, "rung": trial.last_step}}
+
+
+class Reporter:
+    """Reports a trial's intermediate objectives to its study.
+
+    Args:
+        trial: Optuna's trial.
+
+    Attributes:
+        reached: The rung up to which an earlier trial of the same values has come, 0 for none. It need not be
+            evaluated again: the same training gives the same number.
+    """
+
+    def __init__(self, trial: Any) -> None:
+        self._trial = trial
+        self.reached: int = trial.user_attrs.get(PROMOTED_ATTRIBUTE, {}).get("rung", 0)
+
+    def __call__(self, value: float, step: int) -> bool:
+        """Reports a value, and says whether the trial is to be pruned."""
+        self._trial.report(value, step)
+        return bool(self._trial.should_prune())
