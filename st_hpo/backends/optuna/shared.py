@@ -17,6 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from st_hpo.backends.optuna.liveness import Heartbeat, Watch, running_here, this_process
+from st_hpo.backends.optuna.points import pop_waiting_trial_id
 from st_hpo.backends.optuna.records import (
     ENDED_ATTRIBUTE,
     LOST,
@@ -157,7 +158,7 @@ class SharedStudy:
         study = self.study
         owner = {**self._process, "id": uuid.uuid4().hex, "beat": time.time()}
         study._thread_local.cached_all_trials = None
-        trial_id = study._pop_waiting_trial_id()
+        trial_id = pop_waiting_trial_id(study)
         was_waiting = trial_id is not None
         if was_waiting:
             study._storage.set_trial_user_attr(trial_id, WORKER_ATTRIBUTE, owner)
