@@ -27,6 +27,7 @@ class RandomBackend(SearchBackend):
 
     def __init__(self) -> None:
         self._generator: random.Random | None = None
+        self._points: list[dict[str, Any]] = []
 
     @staticmethod
     def is_available() -> bool:
@@ -44,13 +45,19 @@ class RandomBackend(SearchBackend):
         check_known(self.name, kwargs, ["generator_seed", "catch"], "these")
         caught_exceptions(kwargs.get("catch", ()))
 
+    def enqueue(self, points: list[dict[str, Any]], space: SearchSpace, kwargs: Mapping[str, Any]) -> list[str]:
+        """Takes what the user wants the first trials to have; without this method it is refused."""
+        self._points = list(points)
+        return []
+
     def run(self, trainer: SearchTarget, n_trials: int, direction: str | list[str], **kwargs: Any) -> None:
         """Runs the trials. One objective or several make no difference to random search."""
         catch = caught_exceptions(kwargs.get("catch", ()))
         # A generator of its own: every trial seeds those of Python, NumPy and torch
         self._generator = random.Random(kwargs.get("generator_seed"))
         for number in range(n_trials):
-            values = {name: self._draw(dimension) for name, dimension in trainer.hp_space.items()}
+            given = self._points[number] if number < len(self._points) else {}
+            values = {name: self._draw(dimension) for name, dimension in trainer.hp_space.items()} | given
             trainer.run_trial(number, lambda values=values: values, native=dict(values), catch=catch)
 
     def _draw(self, dimension: Float | Int | Categorical) -> Any:

@@ -24,6 +24,7 @@ from st_hpo.errors import (
     TooManyFailuresError,
     UnknownHyperparameterError,
 )
+from st_hpo.known_points import KnownPoint, known_good_points
 from st_hpo.records import Baseline, TrialRecord
 from st_hpo.results import SearchResult
 from st_hpo.space import Categorical, Float, Int, SearchSpace, default_search_space
@@ -55,6 +56,7 @@ __all__ = [
     "HPOTrainerMixin",
     "HyperparameterValueError",
     "Int",
+    "KnownPoint",
     "MetricNotFoundError",
     "MultiVectorEncoderHPOTrainer",
     "NoFinishedTrialError",
@@ -72,6 +74,7 @@ __all__ = [
     "UnknownHyperparameterError",
     "__version__",
     "default_search_space",
+    "known_good_points",
     "subsample_evaluator",
 ]
 

@@ -74,12 +74,21 @@ class Router:
             FactoryError: ``model_init`` or ``loss_init`` has parameters that nothing fills.
         """
         names = list(names)
+        reads_trial = self.reads_trial(names)
+        unknown = [name for name in names if not self._may_be_used(name, reads_trial)]
+        self._refuse(unknown)
+
+    def reads_trial(self, names: Iterable[str]) -> bool:
+        """Whether ``model_init`` or ``loss_init`` gets the trial of hyperparameters with these names.
+
+        Raises:
+            FactoryError: They have parameters that nothing fills.
+        """
+        names = list(names)
         model = {name.removeprefix(MODEL_PREFIX): None for name in names if name.startswith(MODEL_PREFIX)}
         loss = {name.removeprefix(LOSS_PREFIX): None for name in names if name.startswith(LOSS_PREFIX)}
         readers = [self._model_init.trial_parameter(model)] + [f.trial_parameter(loss) for f in self._loss_inits]
-        reads_trial = any(reader is not None for reader in readers)
-        unknown = [name for name in names if not self._may_be_used(name, reads_trial)]
-        self._refuse(unknown)
+        return any(reader is not None for reader in readers)
 
     def check_space(self, space: SearchSpace) -> None:
         """Refuses names that nothing can use, and dimensions whose values do not fit their training argument.

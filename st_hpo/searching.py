@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from st_hpo.after_search import AfterSearch
@@ -21,6 +21,7 @@ from st_hpo.rung_points import RungPoints, RungRequest
 from st_hpo.search import Search
 from st_hpo.space import SearchSpace
 from st_hpo.trackers import Tracking, search_group
+from st_hpo.warm_start import enqueue_points
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import BestRun, HPSearchBackend
@@ -51,6 +52,7 @@ class Searching(AfterSearch):
         trial_evaluator: Any = None,
         on_error: str = "raise",
         max_consecutive_failures: int | None = 5,
+        enqueue: Iterable[Mapping[str, Any]] | str | None = None,
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
         """Searches hyperparameters. Every objective is the number that training once, by hand, with its values gives.
@@ -98,6 +100,10 @@ class Searching(AfterSearch):
             on_error: ``"raise"``: what a trial raises ends the search, unless it is out of memory or disk space;
                 ``"continue"``: it fails the trial alone.
             max_consecutive_failures: So many failed trials in a row end the search; None for no limit.
+            enqueue: The hyperparameters of the first trials, in this order, before the backend proposes: a list of
+                dicts of some or all of them, or ``"known"`` for :func:`~st_hpo.known_good_points` of this trainer's
+                loss. They count in ``n_trials``. In a study that several processes share, or that is continued, each
+                of them is tried once.
             kwargs: ``catch``, exceptions that fail a trial but not the search, and the backend's own arguments. For
                 Optuna and Ray ``pruner``: ``"asha"``, ``"hyperband"`` or ``"median"``, or for Optuna any of its own,
                 whose steps are per cent of a trial's training (or examples); without one, nothing is pruned. For
@@ -145,6 +151,7 @@ class Searching(AfterSearch):
             )
 
         found, space, points = check() if ranks is None else ranks.together("the checks", check)
+        enqueue_points(enqueue, found, space, n_trials, router, factories.loss_init, type(self), kwargs)
         runner = self._trial_runner(snapshot, router, factories, objective, verbose)
         runner.best_evaluation = objective_from == "best"
         runner.rungs, runner.rung_evaluator = points, asked.evaluator

@@ -29,7 +29,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
 
 from st_hpo.backends import get_backend
-from st_hpo.errors import TooManyFailuresError, UnknownHyperparameterError
+from st_hpo.errors import ConfigurationError, NotSupportedError, TooManyFailuresError, UnknownHyperparameterError
 from st_hpo.records import COMPLETED, FAILED
 from st_hpo.results import SearchResult
 from st_hpo.space import Categorical, Float, Int, SearchSpace
@@ -229,6 +229,7 @@ class BackendContract:
         backend: The backend's name, or its class.
         arguments: Arguments of its own that every search gets.
         several_objectives: Whether it searches several objectives.
+        enqueues: Whether it begins with the points of ``enqueue``.
         native_space: A space in the backend's own format, with the names ``learning_rate`` and
             ``per_device_train_batch_size``, or a function that returns it (as a ``staticmethod``); None where it has
             no format of its own.
@@ -237,6 +238,7 @@ class BackendContract:
     backend: Any = None
     arguments: dict[str, Any] = {}  # noqa: RUF012 (to be replaced, not changed)
     several_objectives = True
+    enqueues = True
     native_space: Any = None
 
     @pytest.fixture(scope="class")
@@ -420,3 +422,27 @@ class BackendContract:
         for record in result.trials:
             by_hand = train_by_hand(tiny_model, tmp_path, record.hyperparameters)
             assert record.objective == [by_hand[METRIC], by_hand["eval_probe_size"]]
+
+    def test_it_begins_with_given_points_or_refuses_them_by_name(self, tiny_model: str, tmp_path: Path) -> None:
+        """In their order, value by value in the declared types; what a point leaves open is proposed."""
+        first: dict[str, Any] = {"learning_rate": 0.0012345678901234567, "per_device_train_batch_size": 5}
+        first.update({"weight_decay": 0.01, "lr_scheduler_type": "constant", "loss.scale": 7})
+        second = {"loss.scale": 12.5, "lr_scheduler_type": "linear"}
+        trainer = make_trainer(tiny_model, tmp_path)
+        path, trainer.model_init.path = trainer.model_init.path, "/there/is/no/model"
+        if not self.enqueues:
+            with pytest.raises(NotSupportedError, match=f"'{get_backend(self.backend).name}'"):
+                self.search(trainer, enqueue=[first, second])
+            return
+        misspelt, outside = {"learning_rat": 1e-3}, {"loss.scale": 51}
+        for wrong, why in ((misspelt, "Did you mean 'learning_rate'"), (outside, "5.0 to 50.0")):
+            with pytest.raises(ConfigurationError, match=why):
+                self.search(trainer, enqueue=[first, wrong])
+        trainer.model_init.path = path
+        records = self.search(trainer, enqueue=[first, second]).run_summary.trials
+        assert [record.state for record in records] == [COMPLETED] * 3
+        assert records[0].hyperparameters == first
+        assert second.items() <= records[1].hyperparameters.items()
+        for record in records[:2]:
+            assert {name: type(value) for name, value in record.hyperparameters.items()} == TYPES
+            assert record.objective == train_by_hand(tiny_model, tmp_path, record.hyperparameters)[METRIC]

@@ -26,7 +26,7 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 PURE = ["errors", "space", "conversion", "objective", "records", "results", "confirmation", "tables", "files"]
-PURE += ["jsonable", "rung_points"]
+PURE += ["jsonable", "rung_points", "points", "known_points"]
 HEAVY = {"torch", "transformers", "sentence_transformers", "datasets", "numpy", "accelerate"}
 BACKEND_PACKAGES = {"optuna", "ray", "wandb", "sigopt"}
 TRACKER_PACKAGES = {"mlflow", "tensorboard", "tensorboardX", "trackio"}

@@ -8,7 +8,13 @@ from typing import Any, Protocol
 
 from transformers.hyperparameter_search import HyperParamSearchBackendBase
 
-from st_hpo.errors import BackendNotInstalledError, ConfigurationError, SearchSpaceError, did_you_mean
+from st_hpo.errors import (
+    BackendNotInstalledError,
+    ConfigurationError,
+    NotSupportedError,
+    SearchSpaceError,
+    did_you_mean,
+)
 from st_hpo.records import Baseline, TrialRecord
 from st_hpo.space import SearchSpace, default_search_space
 
@@ -189,6 +195,31 @@ class SearchBackend(HyperParamSearchBackendBase):  # type: ignore[misc]
         Raises:
             ConfigurationError: Naming what was wrong and the choices.
         """
+
+    def enqueue(self, points: list[dict[str, Any]], space: Any, kwargs: Mapping[str, Any]) -> list[str]:
+        """Takes the points that the first trials of the next :meth:`run` are to have, in this order.
+
+        Called after :meth:`check`, before any model is loaded. A hyperparameter that a point does not give is
+        proposed as in any other trial.
+
+        Args:
+            points: The points, no two the same. Those of a :class:`~st_hpo.SearchSpace` are checked, and have the
+                types of its dimensions. Of a space in a format of its own, the backend checks names and values.
+            space: What :meth:`open_space` returned.
+            kwargs: The backend's own arguments.
+
+        Returns:
+            The names in the points that the space does not have, as far as only the backend could tell.
+
+        Raises:
+            NotSupportedError: The backend cannot do it, which is what this method of the base class says.
+            ConfigurationError: A name or a value is none that the space has.
+        """
+        raise NotSupportedError(
+            f"The backend {self.name!r} cannot begin with given points: all proposals are made elsewhere. Leave out "
+            "`enqueue`, or choose backend='optuna' or 'ray', or 'sigopt' without a server. To compare with your own "
+            "arguments, pass default_trial=True, which every backend does."
+        )
 
     def run_baseline(self, trainer: SearchTarget) -> tuple[Baseline, list[str], list[str]]:
         """Evaluates the untrained model where the trials will run: by default, in this process.

@@ -70,6 +70,7 @@ class TestRay(BackendContract):
 
 class TestWandb(BackendContract):
     backend = "wandb"
+    enqueues = False
     native_space = staticmethod(wandb_hp_space)
 
     @pytest.fixture(scope="class", autouse=True)
@@ -97,6 +98,7 @@ class TestSigOptLocal(BackendContract):
 
 class TestSigOptServer(BackendContract):
     backend = "sigopt"
+    enqueues = False
     native_space = staticmethod(sigopt_hp_space)
 
     @pytest.fixture(scope="class", autouse=True)

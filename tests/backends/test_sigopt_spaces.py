@@ -86,13 +86,14 @@ def test_a_search_space_is_searched(engine):
         assert space.decode(trial.hyperparameters) == trial.hyperparameters
 
 
-def test_the_default_space_differs_from_the_common_one_in_the_batch_size_only(engine):
+def test_the_default_space_differs_from_the_common_one_in_its_integers_only(engine):
     space = SigOptBackend().default_hp_space(None)
     common = default_search_space()
-    assert {name for name in common if space[name] != common[name]} == {"per_device_train_batch_size"}
+    differing = {"per_device_train_batch_size": Categorical([16, 32, 64, 128, 256]), "num_train_epochs": Int(1, 4)}
+    assert {name: space[name] for name in common if space[name] != common[name]} == differing
     assert space.keys() == common.keys()
     (trial,) = search(None, n_trials=1, args=fast_arguments(max_steps=1)).run_summary.trials
-    assert trial.hyperparameters["per_device_train_batch_size"] in (32, 64, 128)
+    assert trial.hyperparameters["per_device_train_batch_size"] in (16, 32, 64, 128, 256)
 
 
 # ---- Refusals, before anything runs ----

@@ -34,6 +34,7 @@ class OptunaBackend(SearchBackend):
     def __init__(self) -> None:
         self._study: Any = None
         self._source: SharedStudy | None = None
+        self._points: list[dict[str, Any]] = []
 
     @staticmethod
     def is_available() -> bool:
@@ -82,6 +83,17 @@ class OptunaBackend(SearchBackend):
 
         return pruner is not None and not isinstance(pruner, optuna.pruners.NopPruner)
 
+    def enqueue(self, points: list[dict[str, Any]], space: Any, kwargs: Mapping[str, Any]) -> list[str]:
+        """See :meth:`SearchBackend.enqueue`; a function is called once with every point, before the search."""
+        from st_hpo.backends.optuna.points import names_never_asked
+
+        self._points = [dict(point) for point in points]
+        if isinstance(space, SearchSpace):
+            return []
+        with _optuna_logs(False):
+            asked = [names_never_asked(space, point, f"enqueue[{index}]") for index, point in enumerate(points)]
+        return list(dict.fromkeys(name for names in asked for name in names))
+
     def study_id(self, kwargs: Mapping[str, Any]) -> str | None:
         """See :meth:`SearchBackend.study_id`."""
         if kwargs.get("storage") is None and not kwargs.get("resume"):
@@ -93,6 +105,7 @@ class OptunaBackend(SearchBackend):
         """See :meth:`SearchBackend.run`."""
         from st_hpo.backends.optuna.careful import careful_sampling
         from st_hpo.backends.optuna.parallel import ParallelTrials
+        from st_hpo.backends.optuna.points import enqueue
         from st_hpo.backends.optuna.pruners import make_pruner
         from st_hpo.backends.optuna.records import check_continued
         from st_hpo.backends.optuna.shared import SharedStudy
@@ -112,6 +125,8 @@ class OptunaBackend(SearchBackend):
             check_continued(study, directions, trainer.objective_names)
             source = SharedStudy(study, n_trials, settings.resume, settings.heartbeat_interval, is_shared)
             self._source = source
+            if self._points:
+                enqueue(study, self._points, trainer.hp_space, settings.heartbeat_interval)
             after = self._after(settings)
             try:
                 with source.running():

@@ -17,6 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from st_hpo.backends.optuna.liveness import Heartbeat, Watch, running_here, this_process
+from st_hpo.backends.optuna.points import pop_waiting_trial_id
 from st_hpo.backends.optuna.promotion import PROMOTED_ATTRIBUTE, is_promoted, promotion_of
 from st_hpo.backends.optuna.records import (
     ENDED_ATTRIBUTE,
@@ -107,15 +108,27 @@ class SharedStudy:
 
     def _next_of_mine(self) -> Any | None:
         all_begun = self._begun >= self._n_trials
-        paused = self._promotable(last=all_begun and not self._out)
-        if paused is not None:
-            self._enqueue(paused, promotion_of(paused))
-        elif all_begun:
-            return None
-        trial = self._opened(self._take(create=True)[0]) if self._shared else self.study.ask()
-        self._begun += not is_promoted(trial)
+        trial = self._next_promoted(last=all_begun and not self._out)
+        if trial is None:
+            if all_begun:
+                return None
+            self._begun += 1
+            trial = self._opened(self._take(create=True)[0]) if self._shared else self.study.ask()
         self._out += 1
         return trial
+
+    def _next_promoted(self, last: bool) -> Any | None:
+        """Takes up a trial that has paused; no other process is there to take it."""
+        paused = self._promotable(last)
+        if paused is not None:
+            self._enqueue(paused, promotion_of(paused))
+        elif not getattr(self.study.pruner, "pauses", False):
+            return None
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if is_promoted(trial):
+                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+                return self._opened(trial._trial_id)
+        return None
 
     def _promotable(self, last: bool) -> FrozenTrial | None:
         pruner = self.study.pruner
@@ -175,7 +188,7 @@ class SharedStudy:
         study = self.study
         owner = {**self._process, "id": uuid.uuid4().hex, "beat": time.time()}
         study._thread_local.cached_all_trials = None
-        trial_id = study._pop_waiting_trial_id()
+        trial_id = pop_waiting_trial_id(study)
         was_waiting = trial_id is not None
         if was_waiting:
             study._storage.set_trial_user_attr(trial_id, WORKER_ATTRIBUTE, owner)

@@ -30,10 +30,11 @@ from st_hpo.backends.ray.settings import (
     tune_generator,
     with_objective,
 )
-from st_hpo.backends.ray.space import open_tune_space, tune_space
+from st_hpo.backends.ray.space import check_tune_point, open_tune_space, tune_space
 from st_hpo.backends.ray.worker import OBJECTIVE, Shipment, TrialFailed, remote_baseline, remote_default, run_trial
 from st_hpo.errors import ConfigurationError, NotSupportedError
 from st_hpo.faults import describe
+from st_hpo.points import check_names, labelled
 from st_hpo.records import FAILED, Baseline, TrialRecord
 from st_hpo.rung_points import PRUNERS
 from st_hpo.shipping import pack
@@ -58,6 +59,7 @@ class RayBackend(SearchBackend):
         self._resources: Any = None
         self._before: ProcessState | None = None
         self._monitor: Monitor | None = None
+        self._points: list[dict[str, Any]] = []
 
     @staticmethod
     def is_available() -> bool:
@@ -98,6 +100,27 @@ class RayBackend(SearchBackend):
                     f"The `{role}` has mode={mode!r}, but the direction of the search is {directions[0]!r}. Leave out "
                     "its `metric` and `mode`: the search sets them."
                 )
+
+    def enqueue(self, points: list[dict[str, Any]], space: Any, kwargs: Mapping[str, Any]) -> list[str]:
+        """See :meth:`SearchBackend.enqueue`; a search algorithm of the user's has points of its own.
+
+        Raises:
+            NotSupportedError: With ``search_alg``.
+        """
+        if kwargs.get("search_alg") is not None:
+            raise NotSupportedError(
+                "`enqueue` is for Ray Tune's own search, at random or over a grid, but `search_alg` is given as well. "
+                "Most algorithms take the points themselves: pass points_to_evaluate=[...] to it, and leave out "
+                "`enqueue`."
+            )
+        if not isinstance(space, SearchSpace):
+            for index, point in enumerate(points):
+                check_names(point, space, f"enqueue[{index}]")
+                check_tune_point(space, point, f"enqueue[{index}]")
+            self._points = [dict(point) for point in points]
+            return []
+        self._points = [labelled(space, point) for point in points]
+        return []
 
     def needs_evaluations(self, kwargs: Mapping[str, Any]) -> str | None:
         """See :meth:`SearchBackend.needs_evaluations`."""
@@ -191,7 +214,7 @@ class RayBackend(SearchBackend):
         if arguments["search_alg"] is None:
             concurrent = arguments.pop("max_concurrent_trials", None)
             # A generator of its own: NumPy's global one, which is Ray Tune's default, is seeded by every trainer
-            arguments["search_alg"] = tune_generator(concurrent or 0)
+            arguments["search_alg"] = tune_generator(concurrent or 0, self._points)
         return arguments
 
     def _ship(self, trainer: SearchTarget, scheduler: Any) -> Any:

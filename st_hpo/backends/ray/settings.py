@@ -44,12 +44,18 @@ def task_resources(given: Any) -> dict[str, Any]:
     return {**options, "memory": resources.pop("memory")} if "memory" in resources else options
 
 
-def tune_generator(max_concurrent: int) -> Any:
-    """Returns Ray Tune's default search algorithm, random or grid, with a random generator of its own."""
+def tune_generator(max_concurrent: int, points: list[dict[str, Any]]) -> Any:
+    """Returns Ray Tune's default search algorithm, random or grid, with a random generator of its own.
+
+    Args:
+        max_concurrent: How many trials run at a time; 0 for no limit.
+        points: The points of the first trials.
+    """
     import numpy
     from ray.tune.search import BasicVariantGenerator
 
-    return BasicVariantGenerator(max_concurrent=max_concurrent, random_state=numpy.random.default_rng())
+    generator = numpy.random.default_rng()
+    return BasicVariantGenerator(points_to_evaluate=points, max_concurrent=max_concurrent, random_state=generator)
 
 
 def with_objective(given: Any, role: str, mode: str | None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from st_hpo.errors import SearchSpaceError
+from st_hpo.errors import HyperparameterValueError, SearchSpaceError
 from st_hpo.space import Categorical, Float, Int, SearchSpace
 
 # A grid of more points is meant as a range
@@ -66,3 +66,31 @@ def _grid(name: str, dimension: Float | Int) -> list[float]:
             "out `step`, or make it larger."
         )
     return [dimension.low + index * step for index in range(count)]
+
+
+def check_tune_point(space: Mapping[str, Any], point: Mapping[str, Any], where: str) -> None:
+    """Refuses a point with values that a space in Ray Tune's format does not have, as far as its domains tell.
+
+    Args:
+        space: The opened space.
+        point: Some of its hyperparameters, or all.
+        where: Which point it is, for messages.
+
+    Raises:
+        HyperparameterValueError: Such a value.
+    """
+    from ray.tune.search import sample
+
+    for name, value in point.items():
+        domain = space[name]
+        if isinstance(domain, Mapping) and "grid_search" in domain:
+            valid = value in domain["grid_search"]
+        elif isinstance(domain, sample.Integer):  # its upper bound is excluded
+            valid = isinstance(value, int) and domain.is_valid(value) and value != domain.upper
+        elif isinstance(domain, sample.Domain):
+            valid = domain.is_valid(value)
+        else:
+            valid = value == domain
+        if not valid:
+            expected = domain.domain_str if isinstance(domain, sample.Domain) else domain
+            raise HyperparameterValueError(name, value, f"one of {expected}", f"See `{where}`.")

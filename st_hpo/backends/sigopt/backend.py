@@ -18,10 +18,11 @@ from st_hpo.backends.sigopt.format import (
     read_conditionals,
     read_parameters,
 )
-from st_hpo.backends.sigopt.local import search_locally, suggest_parameters
+from st_hpo.backends.sigopt.local import checked_point, search_locally, suggest_parameters
 from st_hpo.backends.sigopt.space import EncodedSpace
 from st_hpo.errors import ConfigurationError, NotSupportedError
-from st_hpo.space import Categorical, SearchSpace, default_search_space
+from st_hpo.points import labelled
+from st_hpo.space import Categorical, Int, SearchSpace, default_search_space
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class SigOptBackend(SearchBackend):
 
     def __init__(self) -> None:
         self._native: Any = None
+        self._points: list[dict[str, Any]] = []
 
     @staticmethod
     def is_available() -> bool:
@@ -60,8 +62,11 @@ class SigOptBackend(SearchBackend):
         return list(space) if isinstance(space, SearchSpace) else [parameter["name"] for parameter in space]
 
     def default_hp_space(self, trial: Any) -> SearchSpace:
-        """st_hpo's default space, with a batch size that SigOpt can express: it has no logarithmic integers."""
-        return SearchSpace({**default_search_space(), "per_device_train_batch_size": Categorical([32, 64, 128])})
+        """st_hpo's default space, with integers that SigOpt can express: it has no logarithmic ones."""
+        sizes = Categorical([16, 32, 64, 128, 256])
+        return SearchSpace(
+            {**default_search_space(), "per_device_train_batch_size": sizes, "num_train_epochs": Int(1, 4)}
+        )
 
     def check(self, space: Any, n_trials: int, directions: list[str], kwargs: Mapping[str, Any]) -> None:
         """See :meth:`SearchBackend.check`; a configured server is asked whether it is there.
@@ -104,6 +109,23 @@ class SigOptBackend(SearchBackend):
             "have no effect. Leave them out, or use backend='optuna' with pruner='asha'."
         )
 
+    def enqueue(self, points: list[dict[str, Any]], space: Any, kwargs: Mapping[str, Any]) -> list[str]:
+        """See :meth:`SearchBackend.enqueue`.
+
+        Raises:
+            NotSupportedError: With a server, whose runs take no values from the client.
+        """
+        if server_url() is not None:
+            return super().enqueue(points, space, kwargs)
+        if isinstance(space, SearchSpace):
+            self._points = [labelled(space, point) for point in points]
+            return []
+        conditionals = _parameters(space, kwargs)[1]
+        self._points = [
+            checked_point(space, conditionals, point, f"enqueue[{index}]") for index, point in enumerate(points)
+        ]
+        return []
+
     def run(self, trainer: SearchTarget, n_trials: int, direction: str | list[str], **kwargs: Any) -> None:
         """See :meth:`SearchBackend.run`.
 
@@ -121,7 +143,9 @@ class SigOptBackend(SearchBackend):
                     return space.suggest(trial)
                 return suggest_parameters(parameters, conditionals, trial)
 
-            search_locally(trainer, suggest, n_trials, directions, kwargs.get("seed"), catch, self._set_native)
+            search_locally(
+                trainer, suggest, n_trials, directions, kwargs.get("seed"), catch, self._set_native, self._points
+            )
             return
 
         def decode(assignments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,6 +10,9 @@ from typing import Any
 
 from st_hpo.backends.base import SearchTarget
 from st_hpo.backends.sigopt.format import category_names, conditions_of
+from st_hpo.conversion import convert, plain
+from st_hpo.errors import ConfigurationError, HyperparameterValueError
+from st_hpo.points import check_names
 from st_hpo.records import COMPLETED
 
 MAX_RANDOM_TRIALS = 10
@@ -79,6 +82,7 @@ def search_locally(
     seed: int | None,
     catch: tuple[type[BaseException], ...],
     on_study: Callable[[Any], None],
+    points: list[dict[str, Any]],
 ) -> None:
     """Runs the trials of a search on an in-memory study.
 
@@ -93,12 +97,15 @@ def search_locally(
         seed: The sampler's seed; None for a different search every time.
         catch: Exceptions that fail a trial, but not the search.
         on_study: Gets the study before the first trial.
+        points: What the first trials have.
     """
     import optuna
 
     with _optuna_logs(trainer.verbose):
         study = optuna.create_study(directions=directions, sampler=_sampler(seed, n_trials))  # type: ignore[arg-type]
         on_study(study)
+        for point in points:
+            study.enqueue_trial(point)
         for number in range(n_trials):
             _run_trial(trainer, study, suggest, number, catch)
 
@@ -161,6 +168,51 @@ def suggest_parameters(
         if all(values[name] in wanted for name, wanted in conditions_of(parameter).items()):
             values[parameter["name"]] = _suggest(parameter, trial)
     return values
+
+
+def checked_point(
+    parameters: list[dict[str, Any]], conditionals: list[dict[str, Any]], point: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Returns a point as :func:`suggest_parameters` draws its values.
+
+    Args:
+        parameters: As :func:`~st_hpo.backends.sigopt.format.read_parameters` returns them.
+        conditionals: The experiment's conditionals.
+        point: Some of both, or all.
+        where: Which point it is, for messages.
+
+    Raises:
+        ConfigurationError: A name or a value is none of theirs, or the conditions of a parameter do not hold.
+    """
+    choices = {item["name"]: item["values"] for item in conditionals}
+    named = {parameter["name"]: parameter for parameter in parameters}
+    check_names(point, {*named, *choices}, where)
+    values = {name: _value(name, named.get(name), choices.get(name), point[name], where) for name in point}
+    for name in named.keys() & values.keys():
+        for condition, wanted in conditions_of(named[name]).items():
+            if values.get(condition) not in wanted:
+                raise ConfigurationError(
+                    f"`{where}` has {name!r}, which exists only where {condition!r} is one of {wanted}. Give that "
+                    "as well, or leave it out."
+                )
+    return values
+
+
+def _value(name: str, parameter: Mapping[str, Any] | None, choices: Any, given: Any, where: str) -> Any:
+    value, why = plain(name, given), f"See `{where}`."
+    if parameter is None or parameter["type"] == "categorical":
+        choices = choices if parameter is None else category_names(parameter)
+        if str(value) not in choices:
+            raise HyperparameterValueError(name, given, f"one of {list(choices)}", why)
+        return str(value)
+    number = convert(name, value, float if parameter["type"] == "double" else int)
+    if parameter.get("grid") is not None:
+        if number not in parameter["grid"]:
+            raise HyperparameterValueError(name, given, f"one of {list(parameter['grid'])}", why)
+    elif not parameter["bounds"]["min"] <= number <= parameter["bounds"]["max"]:
+        low, high = parameter["bounds"]["min"], parameter["bounds"]["max"]
+        raise HyperparameterValueError(name, given, f"a number from {low!r} to {high!r}", why)
+    return number
 
 
 def _suggest(parameter: Mapping[str, Any], trial: Any) -> Any:
