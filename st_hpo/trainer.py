@@ -24,6 +24,7 @@ from st_hpo.release import release_memory
 from st_hpo.results import SearchResult
 from st_hpo.routing import Router
 from st_hpo.search import Search
+from st_hpo.sharing import MAX_BYTES, SharedWork
 from st_hpo.space import SearchSpace
 from st_hpo.trackers import Tracking, search_group
 
@@ -201,6 +202,7 @@ class HPOTrainerMixin(AfterSearch):
         baseline: bool = True,
         default_trial: bool = False,
         save_best_model: bool = False,
+        share_work: bool = True,
         verbose: bool = False,
         timeout: float | None = None,
         on_error: str = "raise",
@@ -239,6 +241,8 @@ class HPOTrainerMixin(AfterSearch):
             save_best_model: Whether to keep the best trial's model at ``output_dir/best_model`` while the search runs,
                 and that of no other; for a single objective. Trials on machines that do not share ``output_dir`` keep
                 the best of each.
+            share_work: Whether the trials of a process share the work that comes out the same in each: a text is
+                tokenised once, not once in every trial. No number depends on it.
             verbose: Whether to show the progress bars and log lines of every trial.
             timeout: Seconds after which the search ends, between two steps of the trial that runs then.
             on_error: ``"raise"``: what a trial raises ends the search, unless it is out of memory or disk space;
@@ -302,8 +306,10 @@ class HPOTrainerMixin(AfterSearch):
         search = Search(*parameters) if ranks is None else RankedSearch(ranks, *parameters)
         search.default_trial = default_trial
         self._last_objective = objective
+        runner.shared = SharedWork(MAX_BYTES if share_work else 0)
         self._release()
-        return search.run()
+        with runner.shared:
+            return search.run()
 
     def _keep_result(self, result: SearchResult) -> None:
         self.last_search = result

@@ -28,6 +28,7 @@ from st_hpo.recipe import TrainerRecipe
 from st_hpo.records import COMPLETED, FAILED, PRUNED, Baseline, TrialRecord
 from st_hpo.release import forget_frames, release_memory, take_apart
 from st_hpo.routing import Routed, Router
+from st_hpo.sharing import SharedWork
 from st_hpo.trackers import Tracking, drop_trackers
 from st_hpo.trial_callback import AsTrial
 
@@ -57,6 +58,7 @@ class TrialRunner:
         held_out: An evaluator that no trial is chosen by. Its metrics are added to those at a trial's end, as
             ``test_<metric>``.
         tracking: The trackers of ``report_to``.
+        shared: The work that trials of one process share; nothing by default.
     """
 
     recipe: TrainerRecipe
@@ -75,6 +77,7 @@ class TrialRunner:
     held_out: Any = None
     strict: bool = True
     tracking: Tracking = field(default_factory=Tracking)
+    shared: SharedWork = field(default_factory=lambda: SharedWork(0))
     _trials_begun: int = 0
 
     def baseline(self) -> Baseline:
@@ -83,7 +86,7 @@ class TrialRunner:
         args = self.snapshot.build()
         try:
             view = TrialView(self.applied.all()) if self.applied.all() else None
-            with self._console(), self._folder(args, "baseline", TrialRecord(-1)):
+            with self._console(), self.shared.trial(), self._folder(args, "baseline", TrialRecord(-1)):
                 metrics = self._evaluate_untrained(args, view)
         except BaseException as exc:
             forget_frames(exc)
@@ -151,7 +154,7 @@ class TrialRunner:
         started, record.started = time.perf_counter(), time.time()
         args: list[Any] = []
         try:
-            with self._console():
+            with self._console(), self.shared.trial():
                 if self.ranks is None:
                     self._run(record, propose, native, report, checkpoints, stop, args)
                 else:
