@@ -19,7 +19,8 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from transformers import PreTrainedTokenizerFast
 
-from st_hpo.token_cache import Flat, Padded, TokenCache
+from st_hpo.token_cache import TokenCache
+from st_hpo.token_rows import Flat, Padded
 
 MAX_BYTES = 256 * 2**20
 CHANGES_IDS = ("truncation", "max_length", "add_special_tokens")
@@ -136,7 +137,9 @@ def _tokenizer_call(original: Callable[..., Any]) -> Callable[..., Any]:
             tuple(self.model_input_names),
             tuple((name, kwargs[name]) for name in CHANGES_IDS if name in kwargs),
         )
-        layout = Padded(self.pad_token_id, self.pad_token_type_id, kwargs.get("padding_side") or self.padding_side)
+        longest = kwargs["padding"] in (True, "longest") and kwargs.get("pad_to_multiple_of") is None
+        side = kwargs.get("padding_side") or self.padding_side
+        layout = Padded(self.pad_token_id, self.pad_token_type_id, side, longest)
 
         def call(texts: Any) -> Any:
             return original(self, texts, **kwargs)

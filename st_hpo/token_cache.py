@@ -1,9 +1,12 @@
 """Token ids of texts that were tokenised before, in bounded memory; a batch of them is what the tokenizer would give.
 
 A text is tokenised once for each tokenizer and each setting that changes its ids. Padding is not stored: a batch is
-padded when it is put together, to the width that the tokenizer itself gives to the longest of its texts. So every
-batch has at least one text that was tokenised for it. If that is not what was stored, bit for bit, then the tokenizer
-draws at random or has changed in a way that its key does not show, and it is left alone from there on.
+padded when it is put together.
+
+In one of :data:`CHECK_EVERY` batches, and in each with a new text, the longest of the known texts is tokenised anew.
+If that does not give what was stored, bit for bit, then the tokenizer draws at random or has changed in a way that its
+key does not show, and it is left alone from there on. A call also leaves its truncation and padding in the tokenizer,
+with which they are saved: a batch whose call would change them has such a text, too.
 """
 
 from __future__ import annotations
@@ -12,116 +15,13 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy
-import torch
-from transformers import BatchEncoding
+from st_hpo.token_rows import Layout, Row
 
-ENTRY_BYTES = 200  # what an entry takes beside its ids: its key, its place in the dict, two objects
+CHECK_EVERY = 16
 COMPONENTS = ("normalizer", "pre_tokenizer", "post_processor")
-
-
-class Row(NamedTuple):
-    """The tokens of one text, without padding.
-
-    Attributes:
-        ids: Token ids, as bytes of int32.
-        types: Token types, as bytes of uint8; empty if all are 0.
-    """
-
-    ids: bytes
-    types: bytes = b""
-
-    @property
-    def size(self) -> int:
-        """What it takes in memory, in bytes."""
-        return ENTRY_BYTES + len(self.ids) + len(self.types)
-
-    def __len__(self) -> int:
-        """The number of tokens."""
-        return len(self.ids) // 4
-
-
-class Layout(Protocol):
-    """How the rows of a batch lie in tensors."""
-
-    def rows(self, output: Any) -> list[Row] | None:
-        """Takes the tokenizer's output apart; None if that cannot be undone."""
-
-    def batch(self, rows: Sequence[Row], output: Any) -> Any:
-        """Puts a batch together.
-
-        Args:
-            rows: The rows of the batch.
-            output: The tokenizer's output for some of them, the longest included.
-        """
-
-
-@dataclass
-class Padded:
-    """A row of a matrix for each text, padded: what tokenizers of transformers give.
-
-    Attributes:
-        pad_id: The token id of padding.
-        pad_type: The token type of padding.
-        side: Where padding is, ``"right"`` or ``"left"``.
-    """
-
-    pad_id: int
-    pad_type: int
-    side: str
-
-    def rows(self, output: Any) -> list[Row] | None:
-        """See :meth:`Layout.rows`."""
-        if not {"input_ids", "attention_mask"} <= set(output) <= {"input_ids", "attention_mask", "token_type_ids"}:
-            return None
-        if output["input_ids"].device.type != "cpu":  # torch.set_default_device
-            return None
-        mask = output["attention_mask"].numpy().astype(bool)
-        ends = numpy.cumsum(mask.sum(axis=1)).tolist()
-        ids = _split(output["input_ids"].numpy()[mask].astype(numpy.int32), ends)
-        if "token_type_ids" not in output or not output["token_type_ids"].any():
-            rows = [Row(part) for part in ids]
-        else:
-            types = _split(output["token_type_ids"].numpy()[mask].astype(numpy.uint8), ends)
-            rows = [Row(part, kinds if any(kinds) else b"") for part, kinds in zip(ids, types, strict=True)]
-        return rows if _equal(self.batch(rows, output), output) else None
-
-    def batch(self, rows: Sequence[Row], output: Any) -> Any:
-        """See :meth:`Layout.batch`."""
-        width = output["input_ids"].shape[1]
-        lengths = numpy.array([len(row) for row in rows])[:, None]
-        places = numpy.arange(width)[None, :]
-        mask = places < lengths if self.side == "right" else places >= width - lengths
-        ids = numpy.full(mask.shape, self.pad_id, dtype=numpy.int64)
-        ids[mask] = numpy.frombuffer(b"".join(row.ids for row in rows), dtype=numpy.int32)
-        found = {"input_ids": ids, "attention_mask": mask.astype(numpy.int64)}
-        if "token_type_ids" in output:
-            types = numpy.full(mask.shape, self.pad_type, dtype=numpy.int64)
-            flat = b"".join(row.types or bytes(len(row)) for row in rows)
-            types[mask] = numpy.frombuffer(flat, dtype=numpy.uint8)
-            found["token_type_ids"] = types
-        return BatchEncoding({name: torch.from_numpy(found[name]) for name in output})
-
-
-class Flat:
-    """The tokens of all texts in one row, and where each begins: what ``StaticEmbedding`` takes."""
-
-    def rows(self, output: Any) -> list[Row] | None:
-        """See :meth:`Layout.rows`."""
-        if output["input_ids"].device.type != "cpu":
-            return None
-        ids = output["input_ids"].numpy().astype(numpy.int32)
-        rows = [Row(part) for part in _split(ids, [*output["offsets"].tolist()[1:], len(ids)])]
-        return rows if _equal(self.batch(rows, output), output) else None
-
-    def batch(self, rows: Sequence[Row], output: Any) -> Any:
-        """See :meth:`Layout.batch`."""
-        ids = numpy.frombuffer(b"".join(row.ids for row in rows), dtype=numpy.int32).astype(numpy.int64)
-        offsets = numpy.cumsum([0, *(len(row) for row in rows[:-1])])
-        return {"input_ids": torch.from_numpy(ids), "offsets": torch.from_numpy(offsets)}
 
 
 @dataclass
@@ -137,6 +37,21 @@ class Space:
     rows: dict[bytes, Row] = field(default_factory=dict)
     size: int = 0
     trial: int = 0
+
+
+@dataclass
+class Last:
+    """The last call of a tokenizer with one setting.
+
+    Attributes:
+        names: What it returned.
+        state: The truncation, padding and so on that it left in the tokenizer.
+        batches: How many batches have needed no call since then.
+    """
+
+    names: list[str]
+    state: tuple[Any, ...]
+    batches: int = 0
 
 
 class TokenCache:
@@ -155,6 +70,7 @@ class TokenCache:
         self._size = 0
         self._spaces: dict[Hashable, Space] = {}
         self._fingerprints: WeakKeyDictionary[Any, tuple[Any, Any, bytes]] = WeakKeyDictionary()
+        self._last: WeakKeyDictionary[Any, dict[Hashable, Last]] = WeakKeyDictionary()
         self._left_alone: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
         self._lock = threading.RLock()
 
@@ -192,6 +108,7 @@ class TokenCache:
         rows = [space.rows.get(key) for key in keys]  # type: ignore[arg-type]
         fresh = [index for index, row in enumerate(rows) if row is None]
         known = [index for index, row in enumerate(rows) if row is not None]
+        calls = self._last.setdefault(owner, {})
         if len(known) < 2:
             output = call(texts)
             found = layout.rows(output)
@@ -199,8 +116,13 @@ class TokenCache:
                 self._left_alone[owner] = True
             else:
                 self._store(name, keys, found)
+                calls[setting, layout] = Last(list(output), _state(backend))
             return output
         longest = max(known, key=lambda index: len(rows[index]))  # type: ignore[arg-type]
+        last = calls.get((setting, layout)) if not fresh and layout.as_wide_as_the_longest else None
+        if last is not None and last.batches < CHECK_EVERY - 1 and last.state == _state(backend):
+            last.batches += 1
+            return layout.batch(rows, last.names, len(rows[longest]))  # type: ignore[arg-type]
         asked = [*fresh, longest]
         output = call([texts[index] for index in asked])
         found = layout.rows(output)
@@ -211,7 +133,8 @@ class TokenCache:
         for index, row in zip(fresh, found, strict=False):
             rows[index] = row
         self._store(name, [keys[index] for index in fresh], found[:-1])
-        return layout.batch(rows, output)  # type: ignore[arg-type]
+        calls[setting, layout] = Last(list(output), _state(backend))
+        return layout.batch(rows, list(output), layout.width(output))  # type: ignore[arg-type]
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -219,6 +142,7 @@ class TokenCache:
             self._spaces.clear()
             self._size = 0
             self._fingerprints.clear()
+            self._last.clear()
             self._left_alone.clear()
 
     def _store(self, name: Hashable, keys: Sequence[bytes | None], rows: Sequence[Row]) -> None:
@@ -266,6 +190,10 @@ def _is_deterministic(backend: Any) -> bool:
     return not getattr(model, "dropout", None) and getattr(model, "alpha", None) is None
 
 
+def _state(backend: Any) -> tuple[Any, ...]:
+    return backend.truncation, backend.padding, backend.encode_special_tokens
+
+
 def _digest(text: Any) -> bytes | None:
     """The key of a text or a pair of texts; None for anything else."""
     if type(text) is str:
@@ -274,15 +202,3 @@ def _digest(text: Any) -> bytes | None:
         first, second = (part.encode("utf-8", "surrogatepass") for part in text)
         return blake2b(b"%d:%b%b" % (len(first), first, second), digest_size=16, person=b"pair").digest()
     return None
-
-
-def _split(flat: Any, ends: Sequence[int]) -> list[bytes]:
-    """The bytes of an array, cut where its parts end."""
-    data, width = flat.tobytes(), flat.itemsize
-    return [data[start * width : end * width] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _equal(ours: Any, theirs: Any) -> bool:
-    return list(ours) == list(theirs) and all(
-        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in theirs
-    )
