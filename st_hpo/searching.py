@@ -19,6 +19,7 @@ from st_hpo.results import SearchResult
 from st_hpo.routing import Router
 from st_hpo.rung_points import RungPoints, RungRequest
 from st_hpo.search import Search
+from st_hpo.sharing import MAX_BYTES, SharedWork
 from st_hpo.space import SearchSpace
 from st_hpo.trackers import Tracking, search_group
 from st_hpo.warm_start import enqueue_points
@@ -45,6 +46,7 @@ class Searching(AfterSearch):
         baseline: bool = True,
         default_trial: bool = False,
         save_best_model: bool = False,
+        share_work: bool = True,
         verbose: bool = False,
         timeout: float | None = None,
         rungs: Sequence[float] | float | str | None = None,
@@ -87,6 +89,8 @@ class Searching(AfterSearch):
             save_best_model: Whether to keep the best trial's model at ``output_dir/best_model`` while the search runs,
                 and that of no other; for a single objective. Trials on machines that do not share ``output_dir`` keep
                 the best of each.
+            share_work: Whether the trials of a process share the work that comes out the same in each: a text is
+                tokenised once, not once in every trial. No number depends on it.
             verbose: Whether to show the progress bars and log lines of every trial.
             timeout: Seconds after which the search ends, between two steps of the trial that runs then.
             rungs: Where a pruner compares trials, without any evaluation during the training being set up: fractions
@@ -168,8 +172,10 @@ class Searching(AfterSearch):
         search = Search(*parameters) if ranks is None else RankedSearch(ranks, *parameters)
         search.default_trial = default_trial
         self._last_objective = objective
+        runner.shared = SharedWork(MAX_BYTES if share_work else 0)
         self._release()
-        return search.run()
+        with runner.shared:
+            return search.run()
 
     def _keep_result(self, result: SearchResult) -> None:
         self.last_search = result

@@ -61,7 +61,7 @@ class TrialRunner(TrialSetting):
         started, record.started = time.perf_counter(), time.time()
         args: list[Any] = []
         try:
-            with self._console():
+            with self._console(), self.shared.trial():
                 if self.ranks is None:
                     self._run(record, propose, native, report, checkpoints, stop, args)
                 else:

@@ -27,6 +27,7 @@ from st_hpo.release import forget_frames, release_memory, take_apart
 from st_hpo.routing import Routed, Router
 from st_hpo.rung_points import RungPoints
 from st_hpo.rungs import evaluate_apart, rung_value
+from st_hpo.sharing import SharedWork
 from st_hpo.trackers import Tracking, drop_trackers
 
 
@@ -52,6 +53,7 @@ class TrialSetting:
         held_out: An evaluator that no trial is chosen by. Its metrics are added to those at a trial's end, as
             ``test_<metric>``.
         tracking: The trackers of ``report_to``.
+        shared: The work that trials of one process share; nothing by default.
         rungs: Where trials are compared with each other during their training; None for whenever they evaluate.
         rung_evaluator: The evaluator of the rungs, None for the evaluation that gives the objective.
     """
@@ -72,6 +74,7 @@ class TrialSetting:
     held_out: Any = None
     strict: bool = True
     tracking: Tracking = field(default_factory=Tracking)
+    shared: SharedWork = field(default_factory=lambda: SharedWork(0))
     rungs: RungPoints | None = None
     rung_evaluator: Any = None
     _trials_begun: int = 0
@@ -82,7 +85,7 @@ class TrialSetting:
         args = self.snapshot.build()
         try:
             view = TrialView(self.applied.all()) if self.applied.all() else None
-            with self._console(), self._folder(args, "baseline", TrialRecord(-1)):
+            with self._console(), self.shared.trial(), self._folder(args, "baseline", TrialRecord(-1)):
                 metrics = self._evaluate_untrained(args, view)
         except BaseException as exc:
             forget_frames(exc)
