@@ -1,8 +1,8 @@
 """Where the time of a trial goes, with upstream's search and with st_hpo's, and how that grows with the trials.
 
-A trial loads its model, tokenises, trains and evaluates; the rest is the search's machinery. Every search has a process
-of its own, and the two libraries take turns; they are measured as in ``same_search.py``, but in seconds of CPU: parts
-of some milliseconds cannot be told on the wall clock of a machine that does other things too. Usage::
+A trial loads its model, tokenises, trains and evaluates; the rest is the search's machinery. Every search has a
+process of its own, and the two libraries take turns; they are measured as in ``same_search.py``, but in seconds of
+CPU: parts of some milliseconds cannot be told on the wall clock of a machine that does other things too. Usage::
 
     python benchmarks/overhead.py                          # BERT-tiny and a static embedding model
     python benchmarks/overhead.py --minilm PATH            # also a checkpoint of MiniLM's shape
@@ -95,9 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     parser.add_argument("--minilm", metavar="PATH", help="a checkpoint of MiniLM's shape, measured as well")
     parser.add_argument("--random-minilm", action="store_true", help="the same with random weights")
-    parser.add_argument(
-        "--growth", type=int, nargs="*", default=[], metavar="N", help="trials of one step, not models"
-    )
+    parser.add_argument("--growth", type=int, nargs="*", default=[], metavar="N", help="trials of one step, no models")
     parser.add_argument("--upstream-trials", type=int, default=100, help="with --growth, at most so many of upstream")
     parser.add_argument("--json", metavar="FILE", type=Path, help="where to write machine, options and raw runs")
     parser.add_argument("--model", help=argparse.SUPPRESS)

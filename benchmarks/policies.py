@@ -24,13 +24,15 @@ class Policy:
             is no pruning.
         rule: ``asha``: a trial goes on if it is among the best ``keep`` of all that have reached the rung so far,
             itself included, and at least the best of them (Li et al. 2018, without resuming, as in Optuna's
-            ``SuccessiveHalvingPruner``). ``median``: it goes on if its best score so far is no worse than the median of
-            the completed trials at the rung (Golovin et al. 2017, Optuna's ``MedianPruner``). ``hyperband``: ``asha``
-            in brackets, each of which begins one rung later, chosen with the weights of Optuna's ``HyperbandPruner``.
+            ``SuccessiveHalvingPruner``). ``median``: it goes on if its best score so far is no worse than the median
+            of the completed trials at the rung (Golovin et al. 2017, Optuna's ``MedianPruner``). ``hyperband``:
+            ``asha`` in brackets, each of which begins one rung later, chosen with the weights of Optuna's
+            ``HyperbandPruner``.
             ``incumbent``: it goes on if it is as good as the best completed trial was at the rung.
-            ``screen``: all trials run to the rung first, then the best ``keep`` of them to the end, best first.
-            ``pause``: as ``asha``, but a trial that does not go on is paused, and goes on when it is among the best
-            ``keep`` later (Li et al. 2018, algorithm 2). With ``again``, a trial that goes on is trained again from its
+            ``screen``: all trials run to the rung first, then the best ``keep`` of them to the next one, and so on;
+            those that are left run to the end, best first (successive halving, Jamieson and Talwalkar 2016).
+            ``pause``: a trial is paused at each rung, and goes on when it is among the best ``keep`` of it, now or
+            later (Li et al. 2018, algorithm 2). With ``again``, a trial that goes on is trained again from its
             beginning, as without any checkpoints.
         keep: The share of trials that go on.
         startup: So many first trials are never pruned (``median``: so many must have completed).
@@ -170,41 +172,49 @@ def _near_incumbent(curves: Curves, completed: np.ndarray, trial: int, rung: int
 
 
 def _screen(curves: Curves, policy: Policy) -> Outcome:
-    if curves.scores.shape[2] != 1:
-        raise ValueError(f"{policy.rule!r} takes one rung, but got {policy.rungs}.")
-    value, trained = curves.scores[:, :, 0], curves.trained[:, :, 0]
-    orders, trials = value.shape
-    first = (trained + curves.evaluated[:, :, 0]).sum(axis=1)
-    best_first = np.argsort(-value, axis=1, kind="stable")
-    kept = int(allowed(np.array(trials), policy))
-    rest = curves.whole - (0 if policy.rule == SCREEN_AGAIN else trained)
+    orders, trials, rungs = curves.scores.shape
+    again = policy.rule == SCREEN_AGAIN
     rows = np.arange(orders)[:, None]
-    times = first[:, None] + rest[rows, best_first].cumsum(axis=1)
-    completed, ended = np.zeros((orders, trials), dtype=bool), np.full((orders, trials), np.inf)
-    completed[rows, best_first[:, :kept]] = True
-    ended[rows, best_first[:, :kept]] = times[:, :kept]
-    return Outcome(completed, ended, times[:, kept - 1])
+    clock, alive, left = np.zeros(orders), np.ones((orders, trials), dtype=bool), trials
+    before = np.zeros((orders, trials))
+    for rung in range(rungs):
+        cost = curves.trained[:, :, rung] - (0 if again else before) + curves.evaluated[:, :, rung]
+        clock += np.where(alive, cost, 0).sum(axis=1)
+        before = curves.trained[:, :, rung]
+        best_first = np.argsort(np.where(alive, -curves.scores[:, :, rung], np.inf), axis=1, kind="stable")
+        left = int(allowed(np.array(left), policy))
+        alive[rows, best_first[:, left:]] = False
+    rest = curves.whole - (0 if again else before)
+    last = best_first[:, :left]
+    ended = np.full((orders, trials), np.inf)
+    ended[rows, last] = clock[:, None] + rest[rows, last].cumsum(axis=1)
+    return Outcome(alive, ended, ended[rows[:, 0], last[:, -1]])
 
 
 def _pause(curves: Curves, policy: Policy) -> Outcome:
-    if curves.scores.shape[2] != 1:
-        raise ValueError(f"{policy.rule!r} takes one rung, but got {policy.rungs}.")
-    value, trained = curves.scores[:, :, 0], curves.trained[:, :, 0]
-    orders, trials = value.shape
-    first = trained + curves.evaluated[:, :, 0]
-    rest = curves.whole - (0 if policy.rule == PAUSE_AGAIN else trained)
-    completed, ended = np.zeros((orders, trials), dtype=bool), np.full((orders, trials), np.inf)
+    orders, trials, rungs = curves.scores.shape
     clock = np.zeros(orders)
-    rows = np.arange(orders)
-    for started in range(1, trials + 1):
-        clock += first[:, started - 1]
-        count = int(np.floor(started * policy.keep + 1e-9))
-        best_first = np.argsort(-value[:, :started], axis=1, kind="stable")[:, :count]
-        # Best first, all that are among the best and were not promoted yet, before the next one starts
-        for place in range(count):
-            trial = best_first[:, place]
-            new = ~completed[rows, trial]
-            clock[new] += rest[rows, trial][new]
-            ended[rows[new], trial[new]] = clock[new]
-            completed[rows[new], trial[new]] = True
-    return Outcome(completed, ended, clock)
+    stage = np.zeros((orders, trials), dtype=int)  # rungs that a trial has seen; one more when it is complete
+    ended = np.full((orders, trials), np.inf)
+    for trial in range(trials):
+        clock += curves.trained[:, trial, 0] + curves.evaluated[:, trial, 0]
+        stage[:, trial] = 1
+        acted = np.ones(orders, dtype=bool)
+        while acted.any():  # promotes, from the last rung down, before the next trial starts
+            acted[:] = False
+            for rung in reversed(range(rungs)):
+                value = np.where(stage > rung, curves.scores[:, :, rung], -np.inf)
+                places = np.argsort(np.argsort(-value, axis=1, kind="stable"), axis=1)
+                count = np.floor((stage > rung).sum(axis=1) * policy.keep + 1e-9)
+                candidates = (stage == rung + 1) & (places < count[:, None])
+                rows = np.flatnonzero(candidates.any(axis=1) & ~acted)
+                picked = np.where(candidates, value, -np.inf)[rows].argmax(axis=1)
+                last = rung + 1 == rungs
+                cost = curves.whole if last else curves.trained[:, :, rung + 1] + curves.evaluated[:, :, rung + 1]
+                spent = 0 if policy.rule == PAUSE_AGAIN else curves.trained[rows, picked, rung]
+                clock[rows] += cost[rows, picked] - spent
+                stage[rows, picked] += 1
+                if last:
+                    ended[rows, picked] = clock[rows]
+                acted[rows] = True
+    return Outcome(stage > rungs, ended, clock)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from policies import (
-    ASHA,
     HYPERBAND,
     INCUMBENT,
     MEDIAN,
@@ -25,6 +24,7 @@ from policies import (
 
 BOOTSTRAPS = 500
 WHOLE = 1.0  # the whole evaluation data, as a share
+SHOWN_SHARES = (WHOLE, 0.5, 0.25)
 
 
 class Recording:
@@ -51,9 +51,8 @@ class Recording:
         scales = [(data["fractions"], "of_fractions"), (data["examples"], "of_examples")]
         for places, key in scales:
             for column, place in enumerate(places):
-                found = [
-                    item["points"][item[key][column]] if item[key][column] is not None else None for item in items
-                ]
+                places_of = [(item["points"], item[key][column]) for item in items]
+                found = [None if index is None else points[index] for points, index in places_of]
                 if None in found or (key == "of_fractions" and place == 1):
                     continue
                 if key == "of_examples":
@@ -142,23 +141,43 @@ def correlations(recording: Recording, seed: int) -> list[dict[str, Any]]:
     return found
 
 
-def policies(recording: Recording) -> list[Policy]:
-    """Returns what is compared; rungs that were not recorded are left out."""
-    kept = [(f, keep) for f in recording.fractions for keep in (1 / 2, 1 / 3, 1 / 4)]
-    found = [Policy((f,), keep=keep) for f, keep in kept]
-    found += [Policy((n,), keep=1 / 3) for n in recording.examples]
-    found += [Policy((f,), keep=1 / 3, startup=k) for f in (0.13, 0.26) for k in (2, 3, 5)]
-    found += [Policy((f,), keep=1 / 3, margin=m) for f in (0.13, 0.26) for m in (0.002, 0.005, 0.01)]
-    found += [Policy((f,), keep=1 / 3, lenient=True) for f in (0.065, 0.13, 0.26)]
-    found += [Policy(rungs, keep=keep) for rungs in ((0.13, 0.4), (0.065, 0.26)) for keep in (1 / 2, 1 / 3)]
-    found += [Policy((0.065, 0.13, 0.26, 0.52), keep=keep) for keep in (1 / 2, 1 / 3)]
-    found += [Policy((f,), INCUMBENT, margin=m) for f in (0.065, 0.13, 0.26) for m in (0.0, 0.005, 0.01)]
+def policies(recording: Recording, everything: bool) -> list[Policy]:
+    """Returns what is compared; rungs that were not recorded are left out.
+
+    Args:
+        recording: The recording.
+        everything: Also what only differs in a number.
+    """
+    later = (0.033, 0.065, 0.13, 0.2, 0.26, 0.4, 0.52)
+    found = [Policy((f,), keep=keep) for f in later for keep in ((1 / 2, 1 / 3, 1 / 4) if f == 0.26 else (1 / 3,))]
+    found += [Policy((n,), keep=1 / 3) for n in (384, 768)]
+    found += [Policy((0.26,), keep=1 / 3, startup=k) for k in (2, 5)]
+    found += [Policy((f,), keep=1 / 3, margin=m) for f, m in ((0.13, 0.002), (0.13, 0.005), (0.26, 0.005))]
+    found += [Policy((0.13,), keep=1 / 3, lenient=True), Policy((0.26,), INCUMBENT, margin=0.005)]
+    found += [Policy((0.13, 0.4), keep=1 / 2), Policy((0.13, 0.4), keep=1 / 3)]
+    found += [Policy((0.065, 0.13, 0.26, 0.52), keep=1 / 2)]
     found += [Policy(tuple(recording.fractions), MEDIAN, startup=5), Policy((0.13, 0.4), MEDIAN, startup=5)]
-    found += [Policy((0.13, 0.4), HYPERBAND, 1 / 3), Policy((0.13, 0.26, 0.52), HYPERBAND, 1 / 2)]
-    for rule in (SCREEN, SCREEN_AGAIN, PAUSE, PAUSE_AGAIN):
-        found += [Policy((f,), rule, keep) for f in (0.065, 0.13, 0.26) for keep in (1 / 3, 1 / 4)]
+    found += [Policy((0.13, 0.4), HYPERBAND, 1 / 3)]
+    for rule in (PAUSE, PAUSE_AGAIN, SCREEN, SCREEN_AGAIN):
+        found += [Policy((f,), rule, 1 / 4) for f in (0.065, 0.13, 0.26)]
+    found += [Policy((0.065, 0.26), rule, 1 / 3) for rule in (PAUSE, PAUSE_AGAIN, SCREEN, SCREEN_AGAIN)]
+    if everything:
+        found += [Policy((f,), keep=keep) for f in recording.fractions for keep in (1 / 2, 1 / 3, 1 / 4)]
+        found += [Policy((n,), keep=1 / 3) for n in recording.examples]
+        found += [Policy((f,), keep=1 / 3, startup=k) for f in (0.13, 0.2, 0.26) for k in (2, 3, 5)]
+        near = (0.002, 0.005, 0.01)
+        found += [Policy((f,), keep=k, margin=m) for f in (0.13, 0.2, 0.26) for k in (1 / 3, 1 / 4) for m in near]
+        found += [Policy((f,), keep=k, lenient=True) for f in (0.065, 0.13, 0.2, 0.26) for k in (1 / 3, 1 / 4)]
+        found += [Policy(rungs, keep=k) for rungs in ((0.065, 0.26), (0.2, 0.52)) for k in (1 / 2, 1 / 3)]
+        found += [Policy((0.065, 0.13, 0.26, 0.52), keep=1 / 3)]
+        found += [Policy((f,), INCUMBENT, margin=m) for f in (0.065, 0.13, 0.2, 0.26) for m in (0.0, 0.005, 0.01)]
+        found += [Policy((0.13, 0.26, 0.52), HYPERBAND, 1 / 2)]
+        again = (SCREEN, SCREEN_AGAIN, PAUSE, PAUSE_AGAIN)
+        found += [
+            Policy((f,), rule, k) for rule in again for f in (0.033, 0.065, 0.13, 0.2, 0.26) for k in (1 / 3, 1 / 4)
+        ]
     known = {*recording.fractions, *recording.examples}
-    return [Policy(), *(policy for policy in found if known.issuperset(policy.rungs))]
+    return [Policy(), *dict.fromkeys(policy for policy in found if known.issuperset(policy.rungs))]
 
 
 def measure(
@@ -212,9 +231,8 @@ def replay(options: argparse.Namespace) -> dict[str, Any]:
     best = np.sort(recording.final)
     found = [
         measure(recording, orders, policy, share, options)
-        for policy in policies(recording)
-        for share in (recording.shares if policy.rungs else [WHOLE])
-        if share in (WHOLE, 0.5, 0.25)
+        for policy in policies(recording, options.all)
+        for share in (SHOWN_SHARES if policy.rungs else [WHOLE])
     ]
     return {
         "task": data["options"]["task"],
@@ -227,18 +245,18 @@ def replay(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": {"trial": statistics.median(recording.whole), "evaluation": statistics.median(recording.last)},
         "part_seconds": dict(zip(map(str, recording.shares), np.median(recording.parts_s, axis=0), strict=False)),
         "correlations": correlations(recording, options.seed),
-        "policies": sorted(found, key=lambda item: item["policy"] != "no pruning"),
+        "policies": found,
     }
 
 
 def show(result: dict[str, Any]) -> None:
     """Prints the figures as tables for a page."""
     final, seconds = result["final"], result["seconds"]
-    print(
-        f"{result['configurations']} configurations of {result['task']}: final {final['least']:.4f} to "
-        f"{final['best']:.4f}, median {final['median']:.4f}; {result['good']} within {result['tolerance']} of the best; "
-        f"a trial {seconds['trial']:.1f} s CPU, an evaluation {seconds['evaluation']:.2f} s\n"
-    )
+    scores = f"final {final['least']:.4f} to {final['best']:.4f}, median {final['median']:.4f}"
+    good = f"{result['good']} within {result['tolerance']} of the best"
+    print(f"{result['configurations']} configurations of {result['task']}: {scores}; {good}")
+    print(f"A trial {seconds['trial']:.1f} s CPU, an evaluation {seconds['evaluation']:.2f} s", end="")
+    print("".join(f", of {float(share):.0%} {s:.2f} s" for share, s in result["part_seconds"].items()) + "\n")
     shares = sorted({item["share"] for item in result["correlations"]}, reverse=True)
     print("| rung | " + " | ".join(f"{share:.0%} of the data" for share in shares) + " | best half |")
     print("|---" * (len(shares) + 2) + "|")
@@ -246,13 +264,25 @@ def show(result: dict[str, Any]) -> None:
         of = {item["share"]: item for item in result["correlations"] if item["place"] == place}
         cells = [f"{of[s]['rho']:.2f} ({of[s]['interval'][0]:.2f}..{of[s]['interval'][1]:.2f})" for s in shares]
         print(f"| {place:g} | " + " | ".join(cells) + f" | {of[WHOLE]['rho_of_best']:.2f} |")
-    print("\n| policy | data | winner pruned | none good | regret, mean | 90% | completed | total | a' | b' |")
-    print("|---" * 10 + "|")
-    for item in result["policies"]:
-        low_to_high = [f"{item[key][1]:.2f} ({item[key][0]:.2f}..{item[key][2]:.2f})" for key in KEYS]
-        rates = f"{item['winner_pruned']:.1%} | {item['none_good']:.1%}"
-        regret = f"{item['regret_mean']:.4f} | {item['regret_90']:.4f} | {item['completed']:.1f}"
-        print(f"| {item['policy']} | {item['share']:.0%} | {rates} | {regret} | {' | '.join(low_to_high)} |")
+    print(
+        "\n| policy | winner pruned | none good | regret | completed | total | a' | b' | on 1/2 | b' | on 1/4 | b' |"
+    )
+    print("|---" * 12 + "|")
+    for policy in dict.fromkeys(item["policy"] for item in result["policies"]):
+        of = {item["share"]: item for item in result["policies"] if item["policy"] == policy}
+        whole = of[WHOLE]
+        cells = [f"{whole['winner_pruned']:.1%}", f"{whole['none_good']:.1%}", f"{whole['regret_mean']:.4f}"]
+        cells += [f"{whole['completed']:.1f}", *(spread(whole[key]) for key in KEYS)]
+        for share in SHOWN_SHARES[1:]:
+            part = of.get(share)
+            cells += [f"{part['winner_pruned']:.1%}", spread(part["held_of_first"])] if part else ["", ""]
+        print(f"| {policy} | " + " | ".join(cells) + " |")
+
+
+def spread(quartiles: list[float]) -> str:
+    """Returns a median and its quartiles; a search that never holds a good configuration counts as infinity."""
+    low, middle, high = (f"{value:.2f}".replace("inf", "∞") for value in quartiles)
+    return f"{middle} ({low}..{high})"
 
 
 KEYS = ("total", "held_of_total", "held_of_first")

@@ -7,8 +7,8 @@ runs thousands of searches over such a recording, in random orders, with and wit
     python benchmarks/rungs.py record --task sts --train-size 1800 --configurations 24 --output sts.json
     python benchmarks/rungs.py replay benchmarks/data/curves-triplets.json          # what the README shows
 
-A recording that is there already is continued. The data come from wheels (see ``examples/embedded.py``); ``--triplets``
-takes lines of JSON with ``anchor``, ``positive`` and ``negative``.
+A recording that is there already is continued. The data come from wheels (see ``examples/embedded.py``);
+``--triplets`` takes lines of JSON with ``anchor``, ``positive`` and ``negative``.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--tolerance", type=float, default=0.002, help="how near to the best is as good as the best"
     )
     replaying.add_argument("--seed", type=int, default=0, help="of the orders")
+    replaying.add_argument("--all", action="store_true", help="also policies that differ in a number only")
     replaying.add_argument("--json", metavar="FILE", type=Path, help="where to write all figures")
     options = parser.parse_args(argv)
     if options.command == "record":
