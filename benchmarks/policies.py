@@ -38,6 +38,7 @@ class Policy:
         startup: So many first trials are never pruned (``median``: so many must have completed).
         margin: A trial may be so much worse than what it is compared with and goes on nevertheless.
         lenient: Round the number of trials that go on up, not down.
+        parts: The share of the evaluation data at each rung; empty for one and the same at all.
     """
 
     rungs: tuple[float, ...] = ()
@@ -46,11 +47,15 @@ class Policy:
     startup: int = 0
     margin: float = 0.0
     lenient: bool = False
+    parts: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         if not self.rungs:
             return "no pruning"
-        text = f"{self.rule} at {', '.join(f'{rung:g}' for rung in self.rungs)}"
+        rungs = [f"{rung:g}" for rung in self.rungs]
+        if self.parts:
+            rungs = [f"{rung} on {part:.0%}" for rung, part in zip(rungs, self.parts, strict=True)]
+        text = f"{self.rule} at {', '.join(rungs)}"
         if self.rule not in (MEDIAN, INCUMBENT):
             text += f", keep 1/{1 / self.keep:g}" if self.keep <= 0.5 else f", keep {self.keep:g}"
         text += f", startup {self.startup}" if self.startup else ""

@@ -80,15 +80,16 @@ class Recording:
         Args:
             orders: Numbers of configurations: orders x trials.
             policy: The policy.
-            share: Of the evaluation data at the rungs; every order has one of its random parts.
+            share: Of the evaluation data at the rungs, if the policy does not say; every order has one random part.
             rng: Draws these.
         """
         draw = rng.integers(self.draws, size=(len(orders), 1))
-        rungs = policy.rungs
+        rungs, shares = policy.rungs, policy.parts or [share] * len(policy.rungs)
         none = np.zeros((*orders.shape, 0))
-        seconds = [self.seconds(rung, share) for rung in rungs]
+        places = list(zip(rungs, shares, strict=True))
+        seconds = [self.seconds(*place) for place in places]
         return Curves(
-            np.stack([self.scores(rung, share)[orders, draw] for rung in rungs], axis=2) if rungs else none,
+            np.stack([self.scores(*place)[orders, draw] for place in places], axis=2) if rungs else none,
             np.stack([trained[orders] for trained, _ in seconds], axis=2) if rungs else none,
             np.stack([evaluated[orders] for _, evaluated in seconds], axis=2) if rungs else none,
             self.final[orders],
@@ -158,10 +159,13 @@ def policies(recording: Recording, everything: bool) -> list[Policy]:
     found += [Policy((0.065, 0.13, 0.26, 0.52), keep=1 / 2)]
     found += [Policy(tuple(recording.fractions), MEDIAN, startup=5), Policy((0.13, 0.4), MEDIAN, startup=5)]
     found += [Policy((0.13, 0.4), HYPERBAND, 1 / 3)]
-    for rule in (PAUSE, PAUSE_AGAIN, SCREEN, SCREEN_AGAIN):
-        found += [Policy((f,), rule, 1 / 4) for f in (0.065, 0.13, 0.26)]
-    found += [Policy((0.065, 0.26), rule, 1 / 3) for rule in (PAUSE, PAUSE_AGAIN, SCREEN, SCREEN_AGAIN)]
+    for rule in (PAUSE, PAUSE_AGAIN):
+        found += [Policy((0.065,), rule, 1 / 4), Policy((0.26,), rule, 1 / 3), Policy((0.26,), rule, 1 / 4)]
+        found += [Policy((0.065, 0.26), rule, k, parts=(0.5, 1)) for k in (1 / 2, 1 / 3)]
+    for rule in (SCREEN, SCREEN_AGAIN):
+        found += [Policy((0.065,), rule, 1 / 4), Policy((0.065, 0.26), rule, 1 / 3)]
     if everything:
+        found += [Policy((0.065, 0.26), rule, k, parts=(0.25, 1)) for rule in (PAUSE, SCREEN) for k in (1 / 3, 1 / 4)]
         found += [Policy((f,), keep=keep) for f in recording.fractions for keep in (1 / 2, 1 / 3, 1 / 4)]
         found += [Policy((n,), keep=1 / 3) for n in recording.examples]
         found += [Policy((f,), keep=1 / 3, startup=k) for f in (0.13, 0.2, 0.26) for k in (2, 3, 5)]
@@ -173,6 +177,7 @@ def policies(recording: Recording, everything: bool) -> list[Policy]:
         found += [Policy((f,), INCUMBENT, margin=m) for f in (0.065, 0.13, 0.2, 0.26) for m in (0.0, 0.005, 0.01)]
         found += [Policy((0.13, 0.26, 0.52), HYPERBAND, 1 / 2)]
         again = (SCREEN, SCREEN_AGAIN, PAUSE, PAUSE_AGAIN)
+        found += [Policy((f, 0.26), rule, k) for rule in again for f in (0.065, 0.13) for k in (1 / 2, 1 / 3)]
         found += [
             Policy((f,), rule, k) for rule in again for f in (0.033, 0.065, 0.13, 0.2, 0.26) for k in (1 / 3, 1 / 4)
         ]
@@ -196,8 +201,9 @@ def measure(
     reached = np.where(outcome.completed, curves.final, -np.inf).max(axis=1)
 
     def quartiles(values: np.ndarray) -> list[float]:
-        # "higher" so that no half of infinity appears; infinity is a search that never held a good one
-        return [float(value) for value in np.quantile(values, [0.25, 0.5, 0.75], method="higher")]
+        # Not between two values, because one can be infinity: a search that never held a good one
+        ordered = np.sort(values)
+        return [float(ordered[int(np.ceil(part * (len(ordered) - 1)))]) for part in (0.25, 0.5, 0.75)]
 
     return {
         "policy": str(policy),
@@ -232,7 +238,7 @@ def replay(options: argparse.Namespace) -> dict[str, Any]:
     found = [
         measure(recording, orders, policy, share, options)
         for policy in policies(recording, options.all)
-        for share in (SHOWN_SHARES if policy.rungs else [WHOLE])
+        for share in (SHOWN_SHARES if policy.rungs and not policy.parts else [WHOLE])
     ]
     return {
         "task": data["options"]["task"],

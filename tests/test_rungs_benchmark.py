@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import curves
@@ -114,6 +116,17 @@ def test_a_paused_trial_goes_on_when_it_is_among_the_best():
         assert outcome.ended[0, 2] == 6 + rest and outcome.ended[0, 0] == 12 + 2 * rest == outcome.total[0]
 
 
+def test_a_trial_is_paused_at_every_rung():
+    drawn = random_curves(2, orders=1, trials=6)
+    drawn.scores = np.array([[[0.5, 0.1], [0.1, 0.9], [0.9, 0.5], [0.2, 0.9], [0.8, 0.6], [0.0, 0.0]]])
+    for rule, rest in ((PAUSE, (2, 8)), (PAUSE_AGAIN, (3, 10))):
+        outcome = run(drawn, Policy((0.1, 0.2), rule, 1 / 2), np.random.default_rng(0))
+        # The first one goes on as the better of two, the third as the best of three, the fifth as second best of five
+        assert outcome.completed[0].tolist() == [False, False, True, False, True, False]
+        assert outcome.ended[0, 2] == 3 * 2 + 2 * rest[0] + rest[1]
+        assert outcome.ended[0, 4] == 5 * 2 + 3 * rest[0] + 2 * rest[1]
+
+
 def test_hyperband_spares_the_trials_of_later_brackets():
     drawn = random_curves(2, orders=200)
     rng = np.random.default_rng(0)
@@ -136,13 +149,19 @@ def options_of(*words):
 def test_the_recording_in_the_repository_is_replayed(capsys):
     found = replay(options_of("replay", KEPT, "--orders", 50))
     show(found)
-    assert "| no pruning | 100% | 0.0% |" in capsys.readouterr().out
+    assert "| no pruning | 0.0% | 0.0% |" in capsys.readouterr().out
     plain, *others = found["policies"]
     assert plain["total"] == plain["held_of_first"] == [1, 1, 1] and plain["regret_mean"] == 0
     for item in others:
         assert 0 <= item["winner_pruned"] <= 1 and 0 <= item["regret_mean"] < 0.1 and 0 < item["total"][0] < 1.6
         assert item["none_good"] <= item["winner_pruned"]
     assert all(-1 <= item["rho"] <= 1 for item in found["correlations"])
+
+
+def test_every_policy_that_is_shown_can_be_replayed():
+    found = replay(options_of("replay", KEPT, "--orders", 5, "--all"))
+    names = [(item["policy"], item["share"]) for item in found["policies"]]
+    assert len(set(names)) == len(names) > 300
 
 
 def test_too_small_a_recording_is_said():
@@ -176,3 +195,16 @@ def test_recording_leaves_no_trace(tmp_path, monkeypatch):
         assert item["points"][-1]["full"] == item["final"]
     with pytest.raises(SystemExit, match="other options"):
         curves.record(options_of(*words, "--seed", 4), {})
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_trial_are_measured():
+    words = ["--run", "st_hpo", "--trials", "3", "--train-size", "16", "--dev-size", "8", "--max-steps", "1"]
+    command = [sys.executable, str(KEPT.parent.parent / "overhead.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["steps"] == [1, 1, 1]
+    assert set(found["parts_s"]) == {"model", "loss", "tokenise", "train", "evaluate", "machinery"}
+    assert all(seconds >= 0 for seconds in found["parts_s"].values())
+    assert sum(found["parts_s"].values()) * 3 < found["search_s"] * 2
