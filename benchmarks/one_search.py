@@ -28,9 +28,14 @@ MIB = 2**20
 
 
 class Stopwatch:
-    """Adds up the seconds spent in functions; a timed call inside of another one belongs to the outer one."""
+    """Adds up the seconds spent in functions; a timed call inside of another one belongs to the outer one.
 
-    def __init__(self) -> None:
+    Args:
+        clock: Returns seconds: of the wall, or of this process's CPU.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
         self.seconds: dict[str, float] = {}
         self._running = False
 
@@ -41,11 +46,11 @@ class Stopwatch:
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._running:
                 return function(*args, **kwargs)
-            self._running, started = True, time.perf_counter()
+            self._running, started = True, self.clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+                self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - started
                 self._running = False
 
         return call
@@ -166,7 +171,8 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
     from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
     parts = shape(options.triplets, options.train_size, options.dev_size)
-    watch = Stopwatch()
+    clock = time.process_time if getattr(options, "cpu", False) else time.perf_counter
+    watch = Stopwatch(clock)
     steps: list[int] = []
     training_loop = SentenceTransformerTrainer._inner_training_loop
 
@@ -181,7 +187,9 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
     parts["model_init"] = watch.timed("model", model_init_from(options.model))
     loss = parts.pop("loss")
     loss_init = watch.timed("loss", lambda model: loss(model))
-    extra = {} if options.triplets is None else {"batch_sampler": BatchSamplers.NO_DUPLICATES}
+    extra: dict[str, Any] = {} if options.triplets is None else {"batch_sampler": BatchSamplers.NO_DUPLICATES}
+    if getattr(options, "max_steps", None) is not None:
+        extra["max_steps"] = options.max_steps
     proposals: list[dict[str, Any]] = []
     unaccounted: list[float] = []  # at each proposal, the seconds so far that no timer has counted
     objectives: list[float] = []
@@ -194,7 +202,7 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
             "warmup_steps": trial.suggest_float("warmup_steps", 0.0, 0.3),
         }
         proposals.append(proposal)
-        unaccounted.append(time.perf_counter() - sum(watch.seconds.values()))
+        unaccounted.append(clock() - sum(watch.seconds.values()))
         return proposal
 
     def compute_objective(metrics: dict[str, float]) -> float:
@@ -207,12 +215,12 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
         search["baseline"] = False
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(folder, **extra)
-        before, cpu_before, started = resident(), time.process_time(), time.perf_counter()
+        before, cpu_before, started = resident(), time.process_time(), clock()
         trainer = trainer_class(args=args, loss=loss_init, **parts)
-        constructed = time.perf_counter()
+        constructed = clock()
         watch.seconds.clear()  # the constructor's model is part of construct_s
         best = trainer.hyperparameter_search(**search)
-        ended, cpu = time.perf_counter(), time.process_time() - cpu_before
+        ended, cpu = clock(), time.process_time() - cpu_before
     search_s, timed = ended - constructed, watch.seconds
     outside = search_s - timed["train"] - timed["evaluate"]
     # From one proposal to the next lies one trial of either library, without what is done once a search
