@@ -367,7 +367,6 @@ def test_a_search_gives_the_same_numbers_and_random_states(name, monkeypatch):
     scenario = SCENARIOS[name]
     given, found = tokenised(monkeypatch), []
     for share in (False, True):
-        given.clear()
         trainer = getattr(st_hpo, scenario.trainer)(
             args=arguments(scenario.arguments, **(scenario.fixed or {})),
             train_dataset=scenario.train(),
@@ -376,6 +375,7 @@ def test_a_search_gives_the_same_numbers_and_random_states(name, monkeypatch):
             model_init=scenario.model_init,
             loss_init=scenario.loss_init,
         )
+        given.clear()
         best = trainer.hyperparameter_search(
             lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-3)},
             scenario.metric,
@@ -393,7 +393,7 @@ def test_a_search_gives_the_same_numbers_and_random_states(name, monkeypatch):
             k: v for k, v in other.items() if not k.endswith(times)
         }
     assert states == same_states
-    assert few < many / 1.5
+    assert few < 0.75 * many
 
 
 @pytest.fixture
