@@ -94,8 +94,8 @@ class Searching(AfterSearch):
             verbose: Whether to show the progress bars and log lines of every trial.
             timeout: Seconds after which the search ends, between two steps of the trial that runs then.
             rungs: Where a pruner compares trials, without any evaluation during the training being set up: fractions
-                of each trial's own training, from 0.01 to 0.99. None for the pruner's default. ``"evaluations"``: whenever the training evaluates, at
-                equal optimizer steps, as transformers does.
+                of each trial's own training, from 0.01 to 0.99. None for the pruner's default. ``"evaluations"``:
+                whenever the training evaluates, at equal optimizer steps, as transformers does.
             rung_scale: ``"fraction"``, or ``"examples"`` for rungs after equal numbers of training examples.
             trial_evaluator: A cheaper evaluator, or several, for the rungs; see
                 :func:`~st_hpo.subsample_evaluator`. The objective stays that of the evaluation at the end. Trials are
