@@ -42,6 +42,7 @@ class Search:
         self.verbose = False
         self.objective_names = ["eval_x"]
         self.directions = ["maximize"]
+        self.rungs: list[int] = []
         self.output_dir = "output"
         self.ending: BaseException | None = None
         self.own: dict[int, TrialRecord] = {}
