@@ -29,7 +29,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import st_hpo
-from st_hpo import trainer as trainer_module
+from st_hpo import searching
 from st_hpo.sharing import SharedWork
 from st_hpo.token_cache import CHECK_EVERY, TokenCache
 
@@ -412,7 +412,7 @@ def shared_works(monkeypatch):
             self.held = self.tokens.size
             super().__exit__(*exception)
 
-    monkeypatch.setattr(trainer_module, "SharedWork", Watched)
+    monkeypatch.setattr(searching, "SharedWork", Watched)
     return made
 
 
