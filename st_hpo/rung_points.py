@@ -12,9 +12,9 @@ from st_hpo.errors import ConfigurationError, did_you_mean
 
 FRACTION, EXAMPLES = SCALES = ("fraction", "examples")
 EVALUATIONS = "evaluations"  # instead of rungs: whenever the training evaluates, as upstream
-DEFAULT_RUNGS = (0.2,)
-PAUSING_RUNGS = (0.07, 0.26)  # of "asha" where trials that pause there may be taken up again
+DEFAULT_RUNGS = (0.26,)
 REDUCTION_FACTOR = 3
+PAUSING_FACTOR = 4  # of "asha" where trials that pause at a rung may be taken up again
 _PERCENT = 100
 
 
@@ -142,7 +142,7 @@ def _check_point(point: Any, scale: str) -> None:
 
 
 # What a search may name as its pruner, and where its rungs are then
-PRUNERS = {"asha": DEFAULT_RUNGS, "hyperband": (0.2, 0.6), "median": (0.2, 0.6)}
+PRUNERS = {"asha": DEFAULT_RUNGS, "hyperband": (0.26, 0.78), "median": (0.26, 0.52)}
 
 
 def check_pruner_name(name: str) -> str:

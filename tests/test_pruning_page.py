@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from st_hpo.rung_points import PAUSING_RUNGS, PRUNERS
+from st_hpo.rung_points import PRUNERS
 
 PAGE = Path(__file__).parents[1] / "docs" / "pruning.md"
 
@@ -21,4 +21,4 @@ def test_the_defaults_on_the_page_are_the_packages():
     text = PAGE.read_text(encoding="utf-8")
     rows = re.findall(r"^\| `\"(\w+)\"`[^|]*\| ([\d., ]+) \|", text, re.MULTILINE)
     found = [(name, tuple(map(float, rungs.split(",")))) for name, rungs in rows]
-    assert found == [("asha", PAUSING_RUNGS), *PRUNERS.items()]
+    assert found == [("asha", PRUNERS["asha"]), *PRUNERS.items()]

@@ -17,7 +17,7 @@ from st_hpo import Categorical, ConfigurationError, NotSupportedError, SearchRes
 from st_hpo.backends.optuna.promotion import promotion_of
 from st_hpo.backends.optuna.pruners import AshaPruner, make_pruner
 from st_hpo.records import COMPLETED, FAILED, PRUNED
-from st_hpo.rung_points import PAUSING_RUNGS, PRUNERS, RungPoints, check_rungs
+from st_hpo.rung_points import PRUNERS, RungPoints, check_rungs
 
 from fast_trainer import METRIC, RATES, FailIn, fast_arguments, fast_trainer, loss_init, model_init, random_sampler
 from scenarios import embedding_evaluator, pairs
@@ -146,7 +146,7 @@ def test_a_training_of_one_step_has_no_rung():
 
 
 def test_a_name_is_all_the_set_up_that_pruning_needs():
-    for name, fractions in {**PRUNERS, "asha": PAUSING_RUNGS}.items():
+    for name, fractions in PRUNERS.items():
         result = search(fast_trainer(args=fast_arguments(max_steps=8)), n_trials=7, pruner=name)
         assert {trial.state for trial in result.trials} == {COMPLETED, PRUNED}, name
         for trial in result.trials:
@@ -398,7 +398,7 @@ def test_on_a_study_that_others_may_share_nothing_pauses(tmp_path):
     shared = {"storage": f"sqlite:///{tmp_path}/study.db", "study_name": "shared"}
     trainer = fast_trainer(args=fast_arguments(max_steps=16))
     result = search(trainer, n_trials=3, pruner="asha", **shared)
-    assert result.trials[0].state == COMPLETED and [rung["at"] for rung in result.trials[0].rungs] == [20]
+    assert result.trials[0].state == COMPLETED and [rung["at"] for rung in result.trials[0].rungs] == [26]
     assert len(result.trials) == 3 and all(trial.continues is None for trial in result.trials)
     with pytest.raises(ConfigurationError, match="takes its trials up again"):
         search(trainer, pruner=AshaPruner(pauses=True), **shared)

@@ -14,7 +14,7 @@ from st_hpo.backends.optuna.opening import opened_study
 from st_hpo.backends.optuna.settings import STUDY_NAME, Settings
 from st_hpo.errors import ConfigurationError, SearchSpaceError
 from st_hpo.records import TrialRecord
-from st_hpo.rung_points import DEFAULT_RUNGS, PAUSING_RUNGS, PRUNERS, check_pruner_name
+from st_hpo.rung_points import DEFAULT_RUNGS, PRUNERS, check_pruner_name
 from st_hpo.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ class OptunaBackend(SearchBackend):
         """See :meth:`SearchBackend.default_rungs`."""
         pruner = kwargs.get("pruner")
         if isinstance(pruner, str):
-            alone = kwargs.get("storage") is None and not kwargs.get("resume")
-            return PAUSING_RUNGS if pruner == "asha" and alone else PRUNERS[check_pruner_name(pruner)]
+            return PRUNERS[check_pruner_name(pruner)]
         return DEFAULT_RUNGS if self._prunes(pruner) else None
 
     def check_rungs(self, kwargs: Mapping[str, Any]) -> None:

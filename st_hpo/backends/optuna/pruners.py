@@ -9,7 +9,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
 from st_hpo.backends.optuna.promotion import promoted_numbers
-from st_hpo.rung_points import REDUCTION_FACTOR
+from st_hpo.rung_points import PAUSING_FACTOR, REDUCTION_FACTOR
 
 
 class AshaPruner(BasePruner):
@@ -98,7 +98,7 @@ def make_pruner(given: Any, rungs: list[int], pauses: bool) -> BasePruner:
     if not isinstance(given, str):
         return given  # type: ignore[no-any-return]
     if given == "asha":
-        return AshaPruner(pauses=pauses)
+        return AshaPruner(PAUSING_FACTOR if pauses else REDUCTION_FACTOR, pauses)
     if given == "median":
         return optuna.pruners.MedianPruner()
     first = rungs[0] if rungs else 1
