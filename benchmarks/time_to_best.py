@@ -190,7 +190,7 @@ def first_reaching(run: dict[str, Any], target: float) -> float:
 def summary(rounds: list[dict[str, Any]], contenders: list[str]) -> str:
     """Returns the two ratios of every contender as a table."""
     lines = [
-        "| | a: time to the target / upstream's total | b: / the time upstream took to hold it | reached | search, s |",
+        "| | a: time to the target / upstream's total | b: / the time upstream took to it | reached | search, s |",
         "|---|---|---|---|---|",
     ]
     for name in contenders:

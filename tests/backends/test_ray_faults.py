@@ -198,7 +198,7 @@ def test_time_that_is_up_leaves_what_was_finished(cluster, tiny_model, tmp_path)
                 (tmp_path / "once").touch()
 
     trainer = trainer_with(tiny_model, tmp_path, Slow())
-    result = search(trainer, n_trials=5, time_budget_s=25, **storage(tmp_path)).run_summary
+    result = search(trainer, n_trials=5, time_budget_s=35, **storage(tmp_path)).run_summary
     states = [record.state for record in result.trials]
     assert states == [COMPLETED, FAILED] and re.search("ended before", result.trials[1].error)
     assert isinstance(result.native, tune.ExperimentAnalysis)

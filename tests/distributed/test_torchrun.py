@@ -221,9 +221,9 @@ def test_a_rank_that_dies_ends_the_job_and_names_the_trial(folder):
 def test_a_rank_that_hangs_ends_the_job_within_the_timeout(folder):
     started = time.monotonic()
     process = launch("rank_script.py", "hangs", str(folder), cwd=folder)
-    output = finish(process, 150)
+    output = finish(process, 300)
     assert process.returncode != 0
-    assert time.monotonic() - started < 120
+    assert time.monotonic() - started < 240
     assert "In trial 1, rank(s) [1] have died or hang" in output
 
 
