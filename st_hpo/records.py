@@ -31,7 +31,8 @@ class TrialRecord:
             number is its name.
         started: When the trial began, in seconds since 1970 (``time.time()``).
         evaluations: All evaluations in their order, each ``{"step": ..., "epoch": ..., "metrics": {...}}`` with the
-            optimizer step and the epoch (a float) after which it was made: the learning curves.
+            optimizer step and the epoch (a float) after which it was made: the learning curves. Those of a
+            ``trial_evaluator`` are not among them.
         rungs: Where the trial was compared with others, in their order, each ``{"at": ..., "step": ..., "value": ...,
             "fraction": ...}``: per cent of the training (or examples), the optimizer step, the value, and the part of
             the training that was done.

@@ -156,6 +156,8 @@ class TrialRunner(TrialSetting):
             assert report is not None and self.rungs is not None
             record.phases["rungs"] = record.phases.get("rungs", 0.0) + rung.seconds
             record.metrics = recordable(rung.metrics)
+            if self.rung_evaluator is None and rung.step not in [item["step"] for item in record.evaluations]:
+                record.evaluations.append(_curve_point(trainer, record.metrics))
             fraction = rung.step / trainer.state.max_steps
             record.rungs.append({"at": rung.at, "step": rung.step, "value": math.nan, "fraction": fraction})
             if self._is_pruned(report, rung.metrics, rung.at, record):

@@ -182,7 +182,7 @@ def test_the_trainings_own_evaluation_at_a_rung_is_taken_and_not_made_again():
     trainer = fast_trainer(args=args, evaluator=embedding_evaluator(Counting))
     first, second = search(trainer, n_trials=2, pruner=Below(1, 2), rungs=[0.25, 0.6], **NO_BASELINE).trials
     assert calls == [2, 4, 5, 6, 8, 2, 4, 5]
-    assert [item["step"] for item in first.evaluations] == [2, 4, 6, 8]
+    assert [item["step"] for item in first.evaluations] == [2, 4, 5, 6, 8]
     assert first.rungs[0]["value"] == first.evaluations[0]["metrics"][METRIC]
     assert second.error == "pruned at step 5, 60 % of its training"
 
