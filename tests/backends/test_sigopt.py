@@ -184,7 +184,7 @@ def test_the_local_engine_learns_from_what_it_is_told(local):
     )
     target, studies = FakeTarget(), []
     search_locally(
-        target, lambda trial: suggest_parameters(parameters, [], trial), 16, ["maximize"], 0, (), studies.append
+        target, lambda trial: suggest_parameters(parameters, [], trial), 16, ["maximize"], 0, (), studies.append, []
     )
     assert max(target.values) > -1e-3
     assert sum(target.values[8:]) > sum(target.values[:8])
@@ -200,7 +200,7 @@ def test_the_local_engine_repeats_no_proposal(local, seed):
         {"name": "kind", "type": "categorical", "categorical_values": ["b", "c"]},
     ]
     search_locally(
-        target, lambda trial: suggest_parameters(parameters, [], trial), 20, ["maximize"], seed, (), studies.append
+        target, lambda trial: suggest_parameters(parameters, [], trial), 20, ["maximize"], seed, (), studies.append, []
     )
     assert len({json.dumps(trial.params) for trial in studies[0].trials}) == 20
 
