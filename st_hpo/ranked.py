@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.trainer_utils import BestRun
 
-from st_hpo.backends.base import Propose, Report
+from st_hpo.backends.base import Report
 from st_hpo.distributed import Ranks
 from st_hpo.errors import RankError
 from st_hpo.faults import SIGINT, SearchStopped, describe
@@ -87,21 +87,9 @@ class RankedSearch(Search):
     def _order(self, order: dict[str, Any]) -> None:
         self.ranks.share(lambda: order)
 
-    def run_trial(
-        self,
-        number: int,
-        propose: Propose,
-        native: Any = None,
-        report: Report | None = None,
-        *,
-        backend_id: str | None = None,
-        catch: tuple[type[BaseException], ...] = (),
-    ) -> TrialRecord:
-        """See :meth:`st_hpo.backends.base.SearchTarget.run_trial`; runs on rank 0, and lets the others run along."""
-        self._stop.check()
+    def _announce(self, number: int, backend_id: str | None, report: Report | None) -> None:
         reached = None if report is None else getattr(report, "reached", 0)
         self._order({"trial": number, "backend_id": backend_id, "reached": reached})
-        return super().run_trial(number, propose, native, report, backend_id=backend_id, catch=catch)
 
     def _follow(self) -> None:
         """Runs every trial that rank 0 announces, until it announces the end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -40,6 +40,8 @@ class TrialRecord:
             at a rung; None for any other.
         fraction: The part of its training that the trial has done, less than 1 where something has ended it early.
             None if it has not begun.
+        copied_from: The number of the trial with the same hyperparameters whose objective, metrics and evaluations
+            were taken over instead of training them again (then ``fraction`` is 0); None for a trial of its own.
     """
 
     number: int
@@ -56,6 +58,7 @@ class TrialRecord:
     rungs: list[dict[str, Any]] = field(default_factory=list)
     continues: int | None = None
     fraction: float | None = None
+    copied_from: int | None = None
 
     @property
     def values(self) -> list[float]:
@@ -88,3 +91,33 @@ class Baseline:
     objective: float | list[float]
     metrics: dict[str, Any]
     seconds: float
+
+
+# What the phases of a trial are summed up as; whatever else is in its time is "other"
+_SPENT_ON = {
+    "train": "training",
+    "rungs": "evaluation",
+    "evaluate": "evaluation",
+    "model": "loading",
+    "loss": "loading",
+    "trainer": "loading",
+}
+
+
+def time_spent(records: Sequence[TrialRecord], baseline: Baseline | None = None) -> dict[str, float]:
+    """Returns the seconds of trials, and of the baseline, by what they were spent on.
+
+    Args:
+        records: The trials.
+        baseline: The untrained model's evaluation, if there was one.
+    """
+    spent = dict.fromkeys(("training", "evaluation", "loading", "baseline", "other"), 0.0)
+    spent["baseline"] = 0.0 if baseline is None else baseline.seconds
+    for record in records:
+        known = 0.0
+        for phase, seconds in record.phases.items():
+            if (what := _SPENT_ON.get(phase)) is not None:
+                spent[what] += seconds
+                known += seconds
+        spent["other"] += max(0.0, (record.seconds or 0.0) - known)
+    return spent

@@ -12,7 +12,7 @@ from st_hpo.confirmation import Confirmation
 from st_hpo.errors import ConfigurationError
 from st_hpo.files import write_whole
 from st_hpo.jsonable import from_jsonable, to_jsonable
-from st_hpo.records import COMPLETED, Baseline, TrialRecord
+from st_hpo.records import COMPLETED, Baseline, TrialRecord, time_spent
 from st_hpo.tables import one_type, rows
 
 FORMAT_VERSION = 1
@@ -33,6 +33,8 @@ class SearchResult:
         space: What was searched: the text of each hyperparameter's domain; empty where the backend's own format has
             no names for them.
         interrupted: Whether the search was ended by Ctrl-C.
+        ended_early: Why the search has ended before all of its trials were run, in words: its timeout, a signal, its
+            budget, its patience, a terminator. None where none of them has ended it.
         st_hpo_version: The version that ran the search.
         native: The backend's own object (Optuna's study); not saved.
     """
@@ -46,6 +48,7 @@ class SearchResult:
     confirmation: Confirmation | None = None
     space: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    ended_early: str | None = None
     st_hpo_version: str = ""
     native: Any = field(default=None, repr=False, compare=False)
 
@@ -88,6 +91,16 @@ class SearchResult:
         a_losses, b_losses = self._losses(a), self._losses(b)
         return all(x <= y for x, y in zip(a_losses, b_losses, strict=True)) and a_losses != b_losses
 
+    @property
+    def time_spent(self) -> dict[str, float]:
+        """The seconds that the search has spent, by what on.
+
+        They are those of all trials, that with the user's own arguments included, added up where trials ran at the
+        same time: ``"training"``; ``"evaluation"``, at rungs and otherwise; ``"loading"``, the making of model, loss
+        and trainer; and ``"other"``, the rest of their time. ``"baseline"`` is the whole of the untrained model's.
+        """
+        return time_spent([*self.trials, *([self.default] if self.default else [])], self.baseline)
+
     def to_rows(self) -> list[dict[str, Any]]:
         """Returns a flat row a trial, every row with the same columns.
 
@@ -129,6 +142,7 @@ class SearchResult:
             "objective_names": self.objective_names,
             "directions": self.directions,
             "interrupted": self.interrupted,
+            "ended_early": self.ended_early,
             "space": dict(self.space),
             "baseline": to_jsonable(asdict(self.baseline)) if self.baseline else None,
             "default": self.default.to_dict() if self.default else None,
@@ -174,6 +188,7 @@ class SearchResult:
             confirmation=Confirmation.from_dict(confirmation) if confirmation else None,
             space=data.get("space") or {},
             interrupted=data["interrupted"],
+            ended_early=data.get("ended_early"),
             st_hpo_version=data["st_hpo_version"],
         )
 

@@ -12,6 +12,7 @@ from transformers.trainer_utils import BestRun
 
 from st_hpo._version import __version__
 from st_hpo.backends import SearchBackend
+from st_hpo.backends.base import Report
 from st_hpo.console import SearchProgress
 from st_hpo.errors import NoFinishedTrialError
 from st_hpo.faults import SIGTERM, FaultPolicy, SearchStopped, StopSignal, describe
@@ -19,6 +20,7 @@ from st_hpo.objective import Objective
 from st_hpo.records import COMPLETED, FAILED, Baseline, TrialRecord
 from st_hpo.results import SearchResult
 from st_hpo.space import described
+from st_hpo.stopping import Limits
 from st_hpo.trial import DEFAULT, TrialRunner
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,8 @@ class Search:
         self._records: dict[int, TrialRecord] = {}
         self._baseline: Baseline | None = None
         self.default_trial = False
+        self.limits = Limits()
+        self._looked = False
         self._default: TrialRecord | None = None
         self._best: TrialRecord | None = None
         self._progress: SearchProgress | None = None
@@ -197,7 +201,9 @@ class Search:
         catch: tuple[type[BaseException], ...] = (),
     ) -> TrialRecord:
         """See :meth:`st_hpo.backends.base.SearchTarget.run_trial`."""
-        self._stop.check()
+        if (no_more := self.no_more) is not None:
+            raise no_more
+        self._announce(number, backend_id, report)
         record = self._records[number] = TrialRecord(number, backend_id=backend_id)
         try:
             self.runner.run(record, propose, native, report, stop=self._stop)
@@ -213,6 +219,9 @@ class Search:
             raise too_many
         return record
 
+    def _announce(self, number: int, backend_id: str | None, report: Report | None) -> None:
+        """Lets other ranks run the trial along, where there are any."""
+
     def survives(self, exc: BaseException, catch: tuple[type[BaseException], ...] = ()) -> bool:
         """See :class:`st_hpo.backends.base.SearchTarget`."""
         return self._faults.survives(exc, catch)
@@ -223,6 +232,23 @@ class Search:
         if (reason := self._stop.reason) is not None:
             return SearchStopped(reason)
         return self._faults.too_many
+
+    @property
+    def no_more(self) -> BaseException | None:
+        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        if (ending := self.ending) is not None:
+            return ending
+        if not self._looked:  # a study that is continued may have enough already
+            self._look()
+        return None if self.limits.reason is None else SearchStopped(self.limits.reason)
+
+    def enough(self, reason: str) -> None:
+        """See :meth:`st_hpo.backends.base.SearchTarget.enough`."""
+        self.limits.enough(reason)
+
+    def _look(self) -> None:
+        self._looked = True
+        self.limits.look(self._all_records, self.objective)
 
     @property
     def output_dir(self) -> str:
@@ -246,6 +272,7 @@ class Search:
             value = record.values[0]
             if self._best is None or self.objective.is_better(value, self._best.values[0]):
                 self._best = record
+        self._look()
         if self._progress is not None:
             if record.state == FAILED:
                 self._progress.say(f"Trial {record.number} failed: {record.error}")
@@ -262,6 +289,7 @@ class Search:
             default=self._default,
             space=described(self.hp_space),
             interrupted=interrupted,
+            ended_early=self._stopped_by,
             st_hpo_version=__version__,
             native=self.backend.native,
         )

@@ -21,6 +21,7 @@ from st_hpo.rung_points import RungPoints, RungRequest
 from st_hpo.search import Search
 from st_hpo.sharing import MAX_BYTES, SharedWork
 from st_hpo.space import SearchSpace
+from st_hpo.stopping import Limits
 from st_hpo.trackers import Tracking, search_group
 from st_hpo.warm_start import enqueue_points
 
@@ -37,7 +38,7 @@ class Searching(AfterSearch):
         self,
         hp_space: SearchSpace | Callable[[Any], Mapping[str, Any]] | None = None,
         compute_objective: ComputeObjective = None,
-        n_trials: int = 20,
+        n_trials: int | None = None,
         direction: str | list[str] | None = None,
         backend: str | HPSearchBackend | None = None,
         hp_name: Callable[[Any], str] | None = None,
@@ -49,6 +50,8 @@ class Searching(AfterSearch):
         share_work: bool = True,
         verbose: bool = False,
         timeout: float | None = None,
+        budget: float | None = None,
+        patience: int | None = None,
         rungs: Sequence[float] | float | str | None = None,
         rung_scale: str = "fraction",
         trial_evaluator: Any = None,
@@ -71,7 +74,8 @@ class Searching(AfterSearch):
             compute_objective: A metric key, with or without ``eval_``; a list of keys or a callable that returns a
                 list, for several objectives; a callable of the metrics; or None for the evaluator's primary metric
                 (``eval_loss`` without an evaluator).
-            n_trials: How many trials to run, at least 1.
+            n_trials: How many trials to run, at least 1. By default 20; with a ``budget`` ten for each of its full
+                trainings, which is more than it pays for.
             direction: ``"minimize"`` or ``"maximize"``, a list with one for each of several objectives. None where the
                 metric says it: an evaluator's primary metric through ``greater_is_better``, a loss is minimized.
             backend: ``"optuna"``, ``"ray"``, ``"wandb"``, ``"sigopt"``, or the name that another package has
@@ -93,6 +97,12 @@ class Searching(AfterSearch):
                 tokenised once, not once in every trial. No number depends on it.
             verbose: Whether to show the progress bars and log lines of every trial.
             timeout: Seconds after which the search ends, between two steps of the trial that runs then.
+            budget: After so many full trainings no new trial is begun. A completed trial is one, a pruned or failed
+                one is the part of its own training that it has done. In a shared or continued study, its trials of all
+                processes count.
+            patience: After so many trials in a row that were completed or pruned without a better objective, no new
+                trial is begun; for a single objective. In a shared or continued study, its trials of all processes
+                count.
             rungs: Where a pruner compares trials, without any evaluation during the training being set up: fractions
                 of each trial's own training, from 0.01 to 0.99. None for the pruner's default. ``"evaluations"``:
                 whenever the training evaluates, at equal optimizer steps, as transformers does.
@@ -111,7 +121,8 @@ class Searching(AfterSearch):
                 Optuna and Ray ``pruner``: ``"asha"``, ``"hyperband"`` or ``"median"``, or for Optuna any of its own,
                 whose steps are per cent of a trial's training (or examples); without one, nothing is pruned. For
                 Optuna those of ``optuna.create_study`` (``study_name``, ``storage``, ``sampler``, ``load_if_exists``)
-                and of ``Study.optimize`` (``gc_after_trial``, ``callbacks``); for Ray those of ``ray.tune.run``
+                and of ``Study.optimize`` (``gc_after_trial``, ``callbacks``), and ``terminator``, one of Optuna's or
+                True, which ends the search between two trials; for Ray those of ``ray.tune.run``
                 (``resources_per_trial``, ``scheduler``, ``search_alg``, ...); for W&B ``project``, ``entity``,
                 ``name``, ``sweep_id``, ``metric``, ``method``, ``early_terminate``; for SigOpt ``name``, ``project``,
                 ``conditionals``, ``seed``.
@@ -142,8 +153,11 @@ class Searching(AfterSearch):
         faults = FaultPolicy(on_error, max_consecutive_failures)
         check_timeout(timeout)
         asked = RungRequest.of(rungs, rung_scale, as_one_evaluator(trial_evaluator))
+        limits = Limits(patience, budget)
+        n_trials = limits.trials(n_trials)
         factories = self._factories(parts["loss"])
         objective = resolve_objective(compute_objective, direction, getattr(self, "evaluator", None))
+        limits.check(objective)
         snapshot = ArgumentSnapshot(self.args)
         router = Router(snapshot, factories.model_init, factories.loss_init)
         ranks = ranks_of(self.args)
@@ -169,7 +183,7 @@ class Searching(AfterSearch):
         stop = StopSignal(timeout)
         parameters = (found, runner, space, n_trials, baseline, show_progress, self._keep_result, faults, stop, kwargs)
         search = Search(*parameters) if ranks is None else RankedSearch(ranks, *parameters)
-        search.default_trial = default_trial
+        search.default_trial, search.limits = default_trial, limits
         self._last_objective = objective
         runner.shared = SharedWork(MAX_BYTES if share_work else 0)
         self._release()

@@ -66,6 +66,10 @@ class FakeSearch:
         self._train = train
         self._reports = reports
 
+    @property
+    def no_more(self) -> BaseException | None:
+        return self.ending
+
     def run_trial(
         self,
         number: int,
@@ -189,7 +193,7 @@ def test_unknown_arguments_are_refused_all_at_once_with_what_was_meant():
     assert "'studyname': Did you mean 'study_name'?" in message and "'zzz': unknown." in message
     known = (
         "callbacks, catch, gc_after_trial, heartbeat_interval, load_if_exists, n_jobs, pruner, resume, sampler, "
-        "storage, storage_patience, study_name, threads_per_worker, workers_per_gpu"
+        "storage, storage_patience, study_name, terminator, threads_per_worker, workers_per_gpu"
     )
     source = "those of optuna.create_study and Study.optimize, and its own"
     assert message.endswith(f"It takes {source}: {known}.")

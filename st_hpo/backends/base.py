@@ -146,6 +146,22 @@ class SearchTarget(Protocol):
         """
 
     @property
+    def no_more(self) -> BaseException | None:
+        """What is to be raised instead of beginning one more trial; None to go on.
+
+        That is :attr:`ending`, or the search has enough: its patience or its budget is used up. Trials that run are
+        trained to their end then. A backend asks before it makes a trial, which would be there in vain;
+        :meth:`run_trial` raises it by itself.
+        """
+
+    def enough(self, reason: str) -> None:
+        """Has no new trial begin.
+
+        Args:
+            reason: Why, in words, for the result.
+        """
+
+    @property
     def output_dir(self) -> str:
         """The folder for everything that the search writes: that of the training arguments."""
 

@@ -126,6 +126,15 @@ def span(result: SearchResult) -> tuple[float, float] | None:
     return (min(begin for begin, _ in known), max(begin + took for begin, took in known)) if known else None
 
 
+def spent_on(result: SearchResult) -> str:
+    """Returns what the time of the search was spent on, in per cent; ``""`` where the trials do not say."""
+    spent = {what: seconds for what, seconds in result.time_spent.items() if is_number(seconds)}
+    whole = sum(spent.values())
+    if not whole > 0 or not any(trial.phases for trial in result.trials):
+        return ""
+    return ", ".join(f"{what} {seconds / whole:.0%}" for what, seconds in spent.items() if seconds / whole >= 0.005)
+
+
 def total_time(result: SearchResult) -> str:
     """Returns how long the search took, and where trials ran beside each other, the time of all trials; or ``""``."""
     took = [trial.seconds for trial in result.trials if is_number(trial.seconds)]

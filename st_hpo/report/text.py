@@ -6,7 +6,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from st_hpo.report.facts import Fact, facts, failures, state_counts, total_time
+from st_hpo.duplicates import taken_over
+from st_hpo.report.facts import Fact, facts, failures, spent_on, state_counts, total_time
 from st_hpo.report.words import NONE, count, duration, line, shown
 from st_hpo.tables import union
 
@@ -28,6 +29,10 @@ def text(result: SearchResult) -> str:
     lines = [f"{count(len(result.trials), 'trial')} ({states or 'none'}) of {names}"]
     if result.interrupted:
         lines.append("interrupted: the search was ended before its time")
+    if result.ended_early:
+        lines.append(f"ended early: {line(result.ended_early, WIDTH)}")
+    if (copies := taken_over(result.trials)) is not None:
+        lines.append(copies)
     lines += _headline(result)
     if len(result.completed) > 1:
         lines += ["", *_top(result)]
@@ -39,6 +44,8 @@ def text(result: SearchResult) -> str:
             lines.append(f"  and {count(len(reasons) - REASONS, 'other reason')}")
     if took := total_time(result):
         lines += ["", f"time: {took}"]
+        if spent := spent_on(result):
+            lines.append(f"  {spent}")
     return "\n".join(cut(item, WIDTH) for item in lines)
 
 

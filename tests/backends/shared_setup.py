@@ -49,6 +49,10 @@ class Search:
         self._seconds = seconds
         self._begun = begun
 
+    @property
+    def no_more(self) -> BaseException | None:
+        return self.ending
+
     def run_trial(self, number, propose, native=None, report=None, *, backend_id=None, catch=()):
         record = self.own[number] = TrialRecord(number)
         try:

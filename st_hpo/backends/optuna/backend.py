@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from st_hpo.backends.base import SearchBackend, SearchTarget
 from st_hpo.backends.optuna.opening import opened_study
 from st_hpo.backends.optuna.settings import STUDY_NAME, Settings
+from st_hpo.backends.optuna.terminators import asked
 from st_hpo.errors import ConfigurationError, SearchSpaceError
 from st_hpo.records import TrialRecord
 from st_hpo.rung_points import DEFAULT_RUNGS, PRUNERS, check_pruner_name
@@ -60,6 +61,8 @@ class OptunaBackend(SearchBackend):
                 "AshaPruner(pauses=True) needs a search that takes its trials up again, which one on a study with a "
                 "`storage`, or with `resume`, does not. Pass pruner='asha' or AshaPruner()."
             )
+        if kwargs.get("terminator") and len(directions) > 1:
+            raise ConfigurationError("`terminator` needs a single objective: Optuna knows none for several.")
 
     def default_rungs(self, kwargs: Mapping[str, Any]) -> tuple[float, ...] | None:
         """See :meth:`SearchBackend.default_rungs`."""
@@ -126,7 +129,7 @@ class OptunaBackend(SearchBackend):
             self._source = source
             if self._points:
                 enqueue(study, self._points, trainer.hp_space, settings.heartbeat_interval)
-            after = self._after(settings)
+            after = self._after(settings, trainer)
             try:
                 with source.running():
                     if settings.n_jobs == 1:
@@ -156,6 +159,10 @@ class OptunaBackend(SearchBackend):
         while True:
             if (ending := trainer.ending) is not None:
                 raise ending
+            if source.is_done:
+                return
+            if (no_more := trainer.no_more) is not None:
+                raise no_more
             trial = source.next()
             if trial is not None:
                 after(self._run_trial(trainer, source, trial, single, settings.catch))
@@ -189,12 +196,16 @@ class OptunaBackend(SearchBackend):
             raise
         return source.tell(trial, record)
 
-    def _after(self, settings: Settings) -> Callable[[Any], None]:
+    def _after(self, settings: Settings, trainer: SearchTarget) -> Callable[[Any], None]:
+        terminates = asked(settings.terminator)
+
         def after(trial: Any) -> None:
             if settings.gc_after_trial:
                 gc.collect()
             for callback in settings.callbacks:
                 callback(self._study, trial)
+            if terminates(self._study):
+                trainer.enough("the terminator expects no better objective")
 
         return after
 

@@ -115,14 +115,17 @@ class ParallelTrials:
             for index in workers.free:
                 if not self._begin(workers, index):
                     break
-            if not self._running and self._source.is_done:
-                return
+            if not self._running:
+                if self._source.is_done:
+                    return
+                if (no_more := self._trainer.no_more) is not None:
+                    raise no_more
             for index, outcome in workers.wait(_POLL_SECONDS):
                 self._ended(index, outcome)
 
     def _begin(self, workers: Workers, index: int) -> bool:
         """Returns whether the worker has got a trial; it has none where the proposal itself has failed."""
-        while (trial := self._source.next()) is not None:
+        while self._trainer.no_more is None and (trial := self._source.next()) is not None:
             record = TrialRecord(trial.number)
             began = time.perf_counter()
             try:

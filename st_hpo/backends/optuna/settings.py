@@ -17,7 +17,7 @@ from st_hpo.rung_points import PRUNERS, check_pruner_name
 
 # Arguments of `Study.optimize` that transformers passes on
 _OPTIMIZE = ("gc_after_trial", "callbacks", "catch", "n_jobs")
-_OWN = ("resume", "heartbeat_interval", "storage_patience", "threads_per_worker", "workers_per_gpu")
+_OWN = ("terminator", "resume", "heartbeat_interval", "storage_patience", "threads_per_worker", "workers_per_gpu")
 STUDY_NAME = "st_hpo"
 PATIENCE_SECONDS = 300.0
 
@@ -38,6 +38,7 @@ class Settings:
         catch: Exceptions that fail a trial, but not the search.
         callbacks: Called with the study and the trial after each trial.
         gc_after_trial: Whether to collect garbage once more after each trial.
+        terminator: Says after each trial whether the search has enough; True for the default one.
     """
 
     study: dict[str, Any]
@@ -50,6 +51,7 @@ class Settings:
     catch: tuple[type[BaseException], ...] = ()
     callbacks: tuple[Any, ...] = ()
     gc_after_trial: bool = False
+    terminator: Any = None
 
     @classmethod
     def of(cls, backend: str, kwargs: Mapping[str, Any]) -> Settings:
@@ -83,6 +85,8 @@ class Settings:
         if not isinstance(callbacks, Iterable) or not all(map(callable, callbacks)):
             raise ConfigurationError(f"`callbacks` must be a list of functions(study, trial), but got {callbacks!r}.")
         settings.callbacks = tuple(callbacks)
+        settings.terminator = given.get("terminator")
+        check_terminator(settings.terminator)
         settings._check_storage()
         check_pruner(given.get("pruner"))
         return settings
@@ -121,6 +125,21 @@ def check_pruner(pruner: Any) -> None:
     elif pruner is not None and not callable(getattr(pruner, "prune", None)):
         raise ConfigurationError(
             f"`pruner` must be {', '.join(map(repr, PRUNERS))}, or a pruner of Optuna's, but got {pruner!r}."
+        )
+
+
+def check_terminator(terminator: Any) -> None:
+    """Refuses what is no terminator.
+
+    Raises:
+        ConfigurationError: It is neither True, False nor None, and has no method ``should_terminate``.
+    """
+    if isinstance(terminator, bool) or terminator is None:
+        return
+    if isinstance(terminator, type) or not callable(getattr(terminator, "should_terminate", None)):
+        raise ConfigurationError(
+            "`terminator` must be True for the default one, or an object with a method should_terminate(study), as "
+            f"optuna.terminator.Terminator has it, but got {terminator!r}."
         )
 
 

@@ -62,7 +62,7 @@ class Monitor:
     @property
     def ends(self) -> bool:
         """Whether the search is to end now."""
-        return self._interrupted or self._error is not None or self._trainer.ending is not None
+        return self._interrupted or self._error is not None or self._trainer.no_more is not None
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -187,8 +187,8 @@ class Monitor:
                 self.ended(trial)
             elif RECORD in (trial.last_result or {}) or trial.run_metadata.start_time is not None:
                 why = "KeyboardInterrupt" if self._interrupted else "The search ended before the trial did."
-                if isinstance(self._trainer.ending, SearchStopped):
-                    why = describe(self._trainer.ending)
+                if isinstance(self._trainer.no_more, SearchStopped):
+                    why = describe(self._trainer.no_more)
                 self._record(trial, self._new(trial, FAILED, why))
 
     def crashed(self, exc: BaseException) -> None:
@@ -208,7 +208,7 @@ class Monitor:
         """
         if self._interrupted:
             raise KeyboardInterrupt
-        if (ending := self._trainer.ending) is not None:
+        if (ending := self._trainer.no_more) is not None:
             raise ending
         if self._error is not None:
             raise self._error

@@ -115,6 +115,8 @@ class SigOptServer:
             BackendUnavailableError: The server has gone.
         """
         for number in range(n_trials):
+            if (no_more := trainer.no_more) is not None:
+                raise no_more
             with self._asking("asking for a run"):
                 if experiment.is_finished():
                     logger.warning(

@@ -107,6 +107,8 @@ def search_locally(
         for point in points:
             study.enqueue_trial(point)
         for number in range(n_trials):
+            if (no_more := trainer.no_more) is not None:
+                raise no_more
             _run_trial(trainer, study, suggest, number, catch)
 
 

@@ -169,6 +169,8 @@ class WandbBackend(SearchBackend):
             agent = Agent(client, sweep)
             metric = (config.get("metric") or {}).get("name")
             for number in range(n_trials):
+                if (no_more := trainer.no_more) is not None:
+                    raise no_more
                 command = agent.next_run()
                 if command is None:
                     logger.warning(f"The sweep {sweep.path} has ended after {number} of {n_trials} trials.")
