@@ -44,7 +44,9 @@ def trained_before(values: Mapping[str, Any], records: Iterable[TrialRecord]) ->
     """
     key = _key(values)
     same = [item for item in records if item.state == COMPLETED and item.copied_from is None]
-    found = [item for item in same if item.hyperparameters.keys() == values.keys() and _key(item.hyperparameters) == key]
+    found = [
+        item for item in same if item.hyperparameters.keys() == values.keys() and _key(item.hyperparameters) == key
+    ]
     return min(found, key=lambda item: item.number, default=None)
 
 

@@ -61,6 +61,17 @@ def check_timeout(timeout: Any) -> None:
         raise ConfigurationError(f"`timeout` must be a number of seconds above 0, or None, but got {timeout!r}.")
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Returns an argument that is on or off.
+
+    Raises:
+        ConfigurationError: It is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"`{name}` must be True or False, but got {value!r}.")
+    return value
+
+
 def check_search(
     backend: Any,
     hp_space: Any,

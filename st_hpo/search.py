@@ -13,10 +13,12 @@ from transformers.trainer_utils import BestRun
 from st_hpo._version import __version__
 from st_hpo.backends import SearchBackend
 from st_hpo.backends.base import Report
+from st_hpo.best_run import best_run
 from st_hpo.console import SearchProgress
-from st_hpo.errors import NoFinishedTrialError
+from st_hpo.duplicates import taken_over, trained_before
 from st_hpo.faults import SIGTERM, FaultPolicy, SearchStopped, StopSignal, describe
 from st_hpo.objective import Objective
+from st_hpo.plan import Plan
 from st_hpo.records import COMPLETED, FAILED, Baseline, TrialRecord
 from st_hpo.results import SearchResult
 from st_hpo.space import described
@@ -70,6 +72,8 @@ class Search:
         self._baseline: Baseline | None = None
         self.default_trial = False
         self.limits = Limits()
+        self.plan: Plan | None = None
+        self._estimated = False
         self._looked = False
         self._default: TrialRecord | None = None
         self._best: TrialRecord | None = None
@@ -108,6 +112,8 @@ class Search:
             self._run_baseline()
             self._settle()
             self._progress = SearchProgress(self.n_trials, disable=not self._show_progress)
+            if self.plan is not None:
+                self._progress.say("\n".join(self.plan.lines(self.objective.names, self.objective.directions)))
             with self._stop.watching(self._interrupts):
                 if self.default_trial:
                     self._run_default()
@@ -119,6 +125,8 @@ class Search:
             logger.warning(f"The search has ended early: {exc.reason}.")
         finally:
             if self._progress is not None:
+                if (copies := taken_over(self._records.values())) is not None:
+                    self._progress.say(copies)
                 self._progress.close()
             if self._may_freeze:
                 gc.unfreeze()
@@ -128,7 +136,8 @@ class Search:
             self._write_card(result)
         if self._stopped_by == SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
-        return self._best_run(result, interrupted)
+        chosen = self.backend.best(result.completed) if result.completed else None
+        return best_run(result, chosen, interrupted)
 
     def _write_card(self, result: SearchResult) -> None:
         if self.runner.best_model is None or not self.runner.decides:
@@ -206,7 +215,7 @@ class Search:
         self._announce(number, backend_id, report)
         record = self._records[number] = TrialRecord(number, backend_id=backend_id)
         try:
-            self.runner.run(record, propose, native, report, stop=self._stop)
+            self.runner.run(record, propose, native, report, stop=self._stop, trained=self._trained)
         except BaseException as exc:
             if not self.survives(exc, catch):
                 raise
@@ -218,6 +227,13 @@ class Search:
         if (too_many := self._faults.too_many) is not None:
             raise too_many
         return record
+
+    def _trained(self, values: Mapping[str, Any]) -> TrialRecord | None:
+        return trained_before(values, self._records.values()) if self.runner.reuses else None
+
+    def take_over(self, record: TrialRecord, values: Mapping[str, Any], native: Any = None) -> bool:
+        """See :meth:`st_hpo.backends.base.SearchTarget.take_over`."""
+        return self.runner.take_over(record, values, native, self._trained)
 
     def _announce(self, number: int, backend_id: str | None, report: Report | None) -> None:
         """Lets other ranks run the trial along, where there are any."""
@@ -277,6 +293,14 @@ class Search:
             if record.state == FAILED:
                 self._progress.say(f"Trial {record.number} failed: {record.error}")
             self._progress.trial_ended(self._best.objective if self._best else None)
+            if self.plan is not None and not self._estimated:
+                self._say_estimate(self.plan)
+
+    def _say_estimate(self, plan: Plan) -> None:
+        estimate = plan.estimate(list(self._records.values()))
+        if estimate is not None and self._progress is not None:
+            self._estimated = True
+            self._progress.say(estimate)
 
     def result(self, interrupted: bool = False) -> SearchResult:
         """Returns what has been found so far."""
@@ -306,26 +330,3 @@ class Search:
             )
             return own
         return own if known is None else known
-
-    def _best_run(self, result: SearchResult, interrupted: KeyboardInterrupt | None) -> BestRun | list[BestRun]:
-        best = result.best_trials
-        if best and (chosen := self.backend.best(result.completed)) is not None:
-            best = [chosen]
-        if not best:
-            if interrupted is not None:
-                raise interrupted
-            errors = dict.fromkeys(trial.error for trial in result.trials if trial.error)
-            raise NoFinishedTrialError(
-                f"None of the {len(result.trials)} trials was finished, so there is no best run. "
-                + ("The causes:\n" + "\n".join(f"- {error}" for error in list(errors)[:5]) if errors else ""),
-                result,
-            )
-        if interrupted is not None:
-            logger.warning(
-                f"The search was interrupted after {len(result.completed)} finished trials; their best is returned."
-            )
-        runs = [
-            BestRun(trial.backend_id or str(trial.number), trial.objective, dict(trial.hyperparameters), result)
-            for trial in best
-        ]
-        return runs if self.objective.is_multi else runs[0]

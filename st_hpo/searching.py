@@ -12,7 +12,8 @@ from st_hpo.errors import ConfigurationError
 from st_hpo.evaluations import as_one_evaluator
 from st_hpo.faults import FaultPolicy, StopSignal
 from st_hpo.objective import ComputeObjective, resolve_objective
-from st_hpo.preflight import check_search, check_timeout, ranks_of
+from st_hpo.plan import Plan
+from st_hpo.preflight import check_flag, check_search, check_timeout, ranks_of
 from st_hpo.ranked import RankedSearch
 from st_hpo.recipe import current_parts
 from st_hpo.results import SearchResult
@@ -52,6 +53,7 @@ class Searching(AfterSearch):
         timeout: float | None = None,
         budget: float | None = None,
         patience: int | None = None,
+        reuse_duplicates: bool = True,
         rungs: Sequence[float] | float | str | None = None,
         rung_scale: str = "fraction",
         trial_evaluator: Any = None,
@@ -103,6 +105,8 @@ class Searching(AfterSearch):
             patience: After so many trials in a row that were completed or pruned without a better objective, no new
                 trial is begun; for a single objective. In a shared or continued study, its trials of all processes
                 count.
+            reuse_duplicates: Whether a proposal that equals a completed trial of this search is not trained again, but
+                takes over its value. Not where ``model_init`` or ``loss_init`` get the trial, nor with Ray.
             rungs: Where a pruner compares trials, without any evaluation during the training being set up: fractions
                 of each trial's own training, from 0.01 to 0.99. None for the pruner's default. ``"evaluations"``:
                 whenever the training evaluates, at equal optimizer steps, as transformers does.
@@ -172,6 +176,7 @@ class Searching(AfterSearch):
         runner = self._trial_runner(snapshot, router, factories, objective, verbose)
         runner.best_evaluation = objective_from == "best"
         runner.rungs, runner.rung_evaluator = points, asked.evaluator
+        runner.reuses = check_flag("reuse_duplicates", reuse_duplicates)
         runner.pruned_exceptions = found.pruned_exceptions
         runner.tracking = Tracking(search_group(self.args, kwargs), snapshot.output_dir, verbose)
         if hp_name is not None:
@@ -184,6 +189,7 @@ class Searching(AfterSearch):
         parameters = (found, runner, space, n_trials, baseline, show_progress, self._keep_result, faults, stop, kwargs)
         search = Search(*parameters) if ranks is None else RankedSearch(ranks, *parameters)
         search.default_trial, search.limits = default_trial, limits
+        search.plan = Plan(n_trials, found.name, limits, timeout, found.concurrency(kwargs), points, asked.evaluator)
         self._last_objective = objective
         runner.shared = SharedWork(MAX_BYTES if share_work else 0)
         self._release()

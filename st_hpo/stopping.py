@@ -67,7 +67,7 @@ class Limits:
         return DEFAULT_TRIALS if self.budget is None else max(1, math.ceil(TRIALS_PER_TRAINING * self.budget))
 
     def look(self, records: Callable[[], Sequence[TrialRecord]], objective: Objective) -> None:
-        """Finds out whether it is enough.
+        """Finds out whether it is enough; never before a trial is completed, for there would be no result.
 
         Args:
             records: Gives all trials of the search; of the whole study, where the backend knows of more.
@@ -76,6 +76,8 @@ class Limits:
         if self.reason is not None or (self.patience is None and self.budget is None):
             return
         known = records()
+        if not any(record.state == COMPLETED for record in known):
+            return  # the search would end without a result
         if self.budget is not None and trainings_done(known) >= self.budget - 1e-9:
             self.enough(f"the budget of {trainings(self.budget)} is used up")
         elif self.patience is not None and trials_since_better(known, objective) >= self.patience:

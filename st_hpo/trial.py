@@ -12,7 +12,8 @@ from st_hpo.best_model import Candidate
 from st_hpo.checkpoints import TrialCheckpoints
 from st_hpo.conversion import plain
 from st_hpo.distributed import Pruned
-from st_hpo.errors import SearchSpaceError
+from st_hpo.duplicates import is_determined, take_over
+from st_hpo.errors import HPOError, SearchSpaceError
 from st_hpo.evaluations import EvaluationRecorder, final_evaluation, held_out_metrics
 from st_hpo.factories import TrialView, make_model_and_loss
 from st_hpo.faults import StopSignal, describe
@@ -26,6 +27,7 @@ from st_hpo.trial_callback import AsTrial
 from st_hpo.trial_setting import TrialSetting, single
 
 Report = Callable[[float, int], bool]
+Trained = Callable[[Mapping[str, Any]], TrialRecord | None]
 DEFAULT = -1  # the number of the training with the user's own arguments
 
 
@@ -43,6 +45,7 @@ class TrialRunner(TrialSetting):
         report: Report | None = None,
         checkpoints: TrialCheckpoints | None = None,
         stop: StopSignal | None = None,
+        trained: Trained | None = None,
     ) -> None:
         """Runs one trial and fills its record; whatever ends it, it holds nothing afterwards.
 
@@ -53,6 +56,7 @@ class TrialRunner(TrialSetting):
             report: Takes an intermediate objective and its step, and says whether to prune.
             checkpoints: Hands the trial's checkpoints to the backend, and continues from one.
             stop: Asked before the trial and between its steps whether the search is to end.
+            trained: Gives the earlier trial with the same hyperparameters, whose value is taken over.
 
         Raises:
             SearchStopped: The search is to end.
@@ -63,11 +67,11 @@ class TrialRunner(TrialSetting):
         try:
             with self._console(), self.shared.trial():
                 if self.ranks is None:
-                    self._run(record, propose, native, report, checkpoints, stop, args)
+                    self._run(record, propose, native, report, checkpoints, stop, trained, args)
                 else:
                     self.ranks.together(
                         f"trial {record.number}",
-                        lambda: self._run(record, propose, native, report, checkpoints, stop, args),
+                        lambda: self._run(record, propose, native, report, checkpoints, stop, trained, args),
                         agreed=self.pruned_exceptions,
                     )
         except Pruned as exc:
@@ -93,6 +97,7 @@ class TrialRunner(TrialSetting):
         report: Report | None,
         checkpoints: TrialCheckpoints | None,
         stop: StopSignal | None,
+        trained: Trained | None,
         held: Any,
     ) -> None:
         with _phase(record, "propose"):
@@ -100,6 +105,8 @@ class TrialRunner(TrialSetting):
         with _phase(record, "arguments"):
             routed = self.router.route(proposed, self.strict)
             record.hyperparameters = routed.all()
+            if self._copied(record, routed, native, trained):
+                return
             args = self.snapshot.build(routed.arguments)
             if record.number == DEFAULT:
                 name = "default"
@@ -112,6 +119,52 @@ class TrialRunner(TrialSetting):
         with self._folder(args, name, record, moved=checkpoints is not None and checkpoints.writes_own):
             self._train(record, routed, args, name, native, report, checkpoints, stop)
 
+    def take_over(self, record: TrialRecord, values: Mapping[str, Any], native: Any, trained: Trained) -> bool:
+        """Completes a trial with the value of an earlier one, where there is one with the same hyperparameters.
+
+        Args:
+            record: The trial's record, not run yet.
+            values: Its hyperparameters, as proposed.
+            native: The backend's trial.
+            trained: Gives the earlier trial.
+
+        Returns:
+            Whether there is one.
+        """
+        started, record.started = time.perf_counter(), time.time()
+        try:
+            routed = self.router.route(values, self.strict)
+        except HPOError:  # which the trial itself will raise, and record
+            return False
+        found = self._copied(record, routed, native, trained)
+        record.seconds = time.perf_counter() - started if found else None
+        return found
+
+    def _copied(self, record: TrialRecord, routed: Routed, native: Any, trained: Trained | None) -> bool:
+        """Takes over the value of an earlier trial; rank 0 knows them all, and decides for the others."""
+        if not self.reuses or record.number == DEFAULT or not is_determined(self.factories, self._effective(routed)):
+            return False
+        earlier: list[TrialRecord] = []
+
+        def decide() -> bool:
+            if trained is not None and (found := trained(_all_values(routed, native))) is not None:
+                earlier.append(found)
+            return bool(earlier)
+
+        found = decide() if self.ranks is None else bool(self.ranks.share(decide))
+        if earlier:
+            take_over(record, earlier[0])
+        elif found:
+            record.state = COMPLETED
+        return found
+
+    def _effective(self, routed: Routed) -> Routed:
+        return Routed(
+            model={**self.applied.model, **routed.model},
+            loss={**self.applied.loss, **routed.loss},
+            free={**self.applied.free, **routed.free},
+        )
+
     def _train(
         self,
         record: TrialRecord,
@@ -123,11 +176,7 @@ class TrialRunner(TrialSetting):
         checkpoints: TrialCheckpoints | None,
         stop: StopSignal | None,
     ) -> None:
-        effective = Routed(
-            model={**self.applied.model, **routed.model},
-            loss={**self.applied.loss, **routed.loss},
-            free={**self.applied.free, **routed.free},
-        )
+        effective = self._effective(routed)
         values = {**effective.all(), **routed.all()}
         view = TrialView(values, native) if values or record.number != DEFAULT else None
         try:
@@ -135,9 +184,7 @@ class TrialRunner(TrialSetting):
             if view is not None and self.strict:
                 self.router.check_read(routed, view)
         finally:
-            # Suggestions made inside `model_init` and `loss_init`, or on the way to the values that were set
-            suggested = dict(getattr(native, "params", None) or {})
-            record.hyperparameters = {k: plain(k, v) for k, v in {**suggested, **routed.all()}.items()}
+            record.hyperparameters = _all_values(routed, native)
         if not record.hyperparameters and record.number != DEFAULT:
             raise SearchSpaceError("The search space is empty: `hp_space` returned {} and nothing was suggested.")
 
@@ -232,6 +279,12 @@ class TrialRunner(TrialSetting):
             record.error = f"The objective is NaN: {dict(zip(self.objective.names, values, strict=True))}"
         else:
             record.state, record.objective = COMPLETED, single(values)
+
+
+def _all_values(routed: Routed, native: Any) -> dict[str, Any]:
+    """The values that were set, and suggestions inside `model_init` and `loss_init` or on the way to those values."""
+    suggested = dict(getattr(native, "params", None) or {})
+    return {name: plain(name, value) for name, value in {**suggested, **routed.all()}.items()}
 
 
 def _curve_point(trainer: Any, metrics: dict[str, Any]) -> dict[str, Any]:

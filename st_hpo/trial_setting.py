@@ -55,6 +55,7 @@ class TrialSetting:
         tracking: The trackers of ``report_to``.
         shared: The work that trials of one process share; nothing by default.
         rungs: Where trials are compared with each other during their training; None for whenever they evaluate.
+        reuses: Whether a trial takes over the value of an earlier one with the same hyperparameters.
         rung_evaluator: The evaluator of the rungs, None for the evaluation that gives the objective.
     """
 
@@ -77,6 +78,7 @@ class TrialSetting:
     shared: SharedWork = field(default_factory=lambda: SharedWork(0))
     rungs: RungPoints | None = None
     rung_evaluator: Any = None
+    reuses: bool = False
     _trials_begun: int = 0
 
     def baseline(self) -> Baseline:

@@ -122,6 +122,20 @@ class SearchTarget(Protocol):
     def run_default(self, record: TrialRecord) -> None:
         """Trains with the user's own arguments, in this process, and fills the record."""
 
+    def take_over(self, record: TrialRecord, values: Mapping[str, Any], native: Any = None) -> bool:
+        """Completes a trial that equals an earlier one with that one's value, instead of training it again.
+
+        Only a backend whose trials run in other processes has to ask: :meth:`run_trial` does it by itself.
+
+        Args:
+            record: Its record, with its number.
+            values: Its hyperparameters, as proposed.
+            native: The backend's own trial.
+
+        Returns:
+            Whether it is completed now. If so, :meth:`add_record` takes the record as that of any other trial.
+        """
+
     def add_record(self, record: TrialRecord, objective_names: list[str] | None = None) -> None:
         """Takes the record of a trial that has ended in another process.
 
@@ -281,6 +295,10 @@ class SearchBackend(HyperParamSearchBackendBase):  # type: ignore[misc]
         Raises:
             ConfigurationError: Nothing in these arguments compares trials during their training.
         """
+
+    def concurrency(self, kwargs: Mapping[str, Any]) -> int | None:
+        """Returns how many trials run at a time with these arguments; None, where that is not known beforehand."""
+        return 1 if self.in_process else None
 
     def best(self, records: list[TrialRecord]) -> TrialRecord | None:
         """Returns the best of the completed trials, where the backend chooses it in a way of its own."""

@@ -10,7 +10,8 @@ from datetime import datetime, timezone
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from st_hpo.report.facts import MARKS, Fact, facts, failures, gain, span, state_counts, total_time
+from st_hpo.duplicates import taken_over
+from st_hpo.report.facts import MARKS, Fact, facts, failures, gain, span, spent_on, state_counts, total_time
 from st_hpo.report.figures import check_plotly
 from st_hpo.report.over_parameters import remembering
 from st_hpo.report.sections import Section, sections
@@ -119,6 +120,12 @@ def _summary(result: SearchResult) -> list[str]:
     around = span(result)
     if around is not None and 0 <= around[0] < 2**33:
         lines.append(f"Began {datetime.fromtimestamp(around[0], timezone.utc):%Y-%m-%d %H:%M} UTC.")
+    if spent := spent_on(result):
+        lines.append(f"Time: {spent}.")
+    if (copies := taken_over(result.trials)) is not None:
+        lines.append(copies)
+    if result.ended_early:
+        lines.append(f"The search has ended early: {line(result.ended_early, 200)}.")
     if result.interrupted:
         lines.append("The search was interrupted before its end.")
     if not result.completed:

@@ -43,9 +43,8 @@ def text(result: SearchResult) -> str:
         if len(reasons) > REASONS:
             lines.append(f"  and {count(len(reasons) - REASONS, 'other reason')}")
     if took := total_time(result):
-        lines += ["", f"time: {took}"]
-        if spent := spent_on(result):
-            lines.append(f"  {spent}")
+        spent = spent_on(result)
+        lines += ["", f"time: {took}" + (f": {spent}" if spent else "")]
     return "\n".join(cut(item, WIDTH) for item in lines)
 
 

@@ -96,6 +96,10 @@ class OptunaBackend(SearchBackend):
             asked = [names_never_asked(space, point, f"enqueue[{index}]") for index, point in enumerate(points)]
         return list(dict.fromkeys(name for names in asked for name in names))
 
+    def concurrency(self, kwargs: Mapping[str, Any]) -> int:
+        """See :meth:`SearchBackend.concurrency`."""
+        return Settings.of(self.name, kwargs).n_jobs
+
     def study_id(self, kwargs: Mapping[str, Any]) -> str | None:
         """See :meth:`SearchBackend.study_id`."""
         if kwargs.get("storage") is None and not kwargs.get("resume"):

@@ -140,6 +140,9 @@ class ParallelTrials:
                 continue
             record.hyperparameters = dict(values)
             record.phases["propose"] = time.perf_counter() - began
+            if self._trainer.take_over(record, values, trial):
+                self._conclude(trial, record, None)
+                continue
             self._running[index] = _Running(trial, record, began)
             # None where the sampler was not asked: all was fixed, or stored by whoever has begun the trial before
             relative = None if (space := trial.relative_search_space) is None else (space, trial.relative_params)
