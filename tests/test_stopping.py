@@ -96,10 +96,17 @@ def test_what_a_trial_has_trained_is_what_it_costs():
 
 def test_a_budget_is_used_up_to_the_last_bit_of_a_float():
     limits = Limits(budget=0.3)
-    limits.look(lambda: [record(PRUNED, fraction=0.1)] * 2, MAXIMIZE)
+    stopped_early = record(COMPLETED, 0.5, fraction=0.1)
+    limits.look(lambda: [stopped_early, record(PRUNED, fraction=0.1)], MAXIMIZE)
     assert limits.reason is None
-    limits.look(lambda: [record(PRUNED, fraction=0.1)] * 3, MAXIMIZE)
+    limits.look(lambda: [stopped_early, *[record(PRUNED, fraction=0.1)] * 2], MAXIMIZE)
     assert limits.reason == "the budget of 0.3 full trainings is used up"
+
+
+def test_no_search_ends_before_it_has_a_result():
+    limits = Limits(patience=1, budget=1)
+    limits.look(lambda: [record(PRUNED)] * 9, MAXIMIZE)
+    assert limits.reason is None
 
 
 def test_records_are_not_read_where_nothing_is_limited():

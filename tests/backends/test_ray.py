@@ -51,6 +51,14 @@ def test_trials_run_on_both_nodes_with_data_that_only_the_driver_has(cluster, ti
     assert result.native.best_config["learning_rate"] == best.hyperparameters["learning_rate"]
 
 
+def test_a_budget_ends_the_search_with_what_runs(cluster, tiny_model, tmp_path):
+    result = search(make_trainer(tiny_model, tmp_path), n_trials=6, budget=1).run_summary
+    done = [record for record in result.trials if record.state == COMPLETED]
+    assert 1 <= len(done) <= len(result.trials) < 6
+    assert result.ended_early == "the budget of 1 full training is used up"
+    assert {record.error for record in result.trials} <= {None, f"stopped: {result.ended_early}"}
+
+
 def test_a_search_goes_on_when_a_node_goes_away(cluster, tiny_model, tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()

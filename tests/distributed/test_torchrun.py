@@ -152,6 +152,13 @@ def test_a_timeout_ends_all_ranks_between_the_same_steps(folder):
     assert trials(found)[1]["error"] == "stopped: timeout of 15 s"
 
 
+def test_a_budget_and_a_repeated_proposal_are_the_same_on_all_ranks(folder):
+    found = alike(ranks("enough", folder))
+    assert states(found) == ["completed"] * 3
+    assert [trial["copied_from"] for trial in trials(found)] == [None, 0, None]
+    assert objectives(found)[0] == objectives(found)[1] != objectives(found)[2]
+
+
 def test_several_objectives_give_every_rank_the_same_front(folder):
     found = alike(ranks("several objectives", folder))
     assert states(found) == ["completed"] * 3
