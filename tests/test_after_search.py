@@ -137,7 +137,8 @@ def test_callbacks_are_copied_for_every_trial_in_the_state_they_had():
 
     trainer.add_callback(Note)
     trainer.train()
-    trainer.hyperparameter_search(SearchSpace({"warmup_steps": Int(0, 1)}), METRIC, n_trials=2)
+    space = SearchSpace({"warmup_steps": Int(0, 1)})
+    trainer.hyperparameter_search(space, METRIC, n_trials=2, reuse_duplicates=False)
     assert steps[1:] == [steps[0]] * 2
 
 

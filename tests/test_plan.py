@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,13 @@ def full(number: int, seconds: float) -> TrialRecord:
 
 def half(number: int) -> TrialRecord:
     return TrialRecord(number, PRUNED, seconds=1.0, fraction=0.5)
+
+
+def test_the_example_of_the_page_runs(capsys):
+    page = Path(__file__).parents[1] / "docs" / "budget.md"
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(block, {})
+    assert "the budget of 3 full trainings is used up" in capsys.readouterr().out
 
 
 # ---- Before ----

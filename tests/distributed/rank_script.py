@@ -129,7 +129,8 @@ def run(case: str) -> tuple[Any, Any]:
         return search(trainer, pruner=PruneSecond(), rungs=[0.3, 0.6], trial_evaluator=embedding_evaluator()), trainer
     if case == "enough":
         scales = [10.0, 10.0, 20.0, 30.0]
-        return search(trainer, hp_space=lambda trial: {"loss.scale": scales[trial.number]}, budget=2, n_trials=4), None
+        options = {"hp_space": lambda trial: {"loss.scale": scales[trial.number]}, "budget": 2, "n_trials": 4}
+        return search(trainer_of(), **options), None
     if case == "timeout":
         trainer = trainer_of(max_steps=40, callbacks=[OnRank(-1, "run-1", lambda: time.sleep(2.0))])
         return search(trainer, timeout=15, n_trials=20), None
