@@ -41,7 +41,7 @@ def test_a_repeated_proposal_takes_over_the_value_it_would_have():
     for trial in others:
         assert (trial.state, trial.copied_from, trial.fraction) == (COMPLETED, 0, 0)
         assert trial.hyperparameters == first.hyperparameters and trial.metrics == first.metrics
-        assert trial.metrics is not first.metrics and trial.seconds < first.seconds
+        assert trial.metrics is not first.metrics and "train" in first.phases.keys() - trial.phases.keys()
     assert [trial.value for trial in result.native.trials] == [first.objective] * 3
     assert [trial.copied_from for trial in SearchResult.from_json(result.to_json()).trials] == [None, 0, 0]
     assert SAID in str(result) and SAID not in str(trained)
