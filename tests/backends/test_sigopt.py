@@ -165,6 +165,7 @@ class FakeTarget:
     """A search whose trials cost nothing: the objective is best at x = 0.3 and kind "b"."""
 
     verbose = False
+    no_more = None
 
     def __init__(self) -> None:
         self.values: list[float] = []
