@@ -230,12 +230,15 @@ def _take(folder: Path, number: int) -> BaseFileLock | None:
     """Holds a folder's lock, which the system takes from a process that dies; None where the folder is not free."""
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
+    while not lock.is_locked:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Another process may remove the folder, which it has found empty, in the same moment
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                return None
     mark = _Mark.read(folder)
     if mark is not None and mark.number == number:
         _clear(folder)
@@ -261,7 +264,7 @@ def _sweep(output_dir: Path) -> None:
         mark = _Mark.read(folder)
         if mark is not None and mark.state == RUNNING:
             lock = FileLock(folder / LOCK)
-            with contextlib.suppress(Timeout):
+            with contextlib.suppress(Timeout, FileNotFoundError):  # it is held, or the folder has gone meanwhile
                 lock.acquire(timeout=0)
                 mark = _Mark.read(folder)  # it may have ended meanwhile
                 if mark is not None and mark.state == RUNNING:

@@ -155,6 +155,8 @@ def our_search(trainer: Any, hp_space: Callable[..., Any], n_trials: int, key: s
         The best run, and the objective of every trial, in order.
     """
     options = {"compute_objective": key, "backend": "optuna", **changes}
+    # Several trials of the same values, on purpose
+    options.setdefault("reuse_duplicates", False)
     best = trainer.hyperparameter_search(hp_space=hp_space, n_trials=n_trials, **options)
     return best, [trial.objective for trial in best.run_summary.trials]
 
