@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from st_hpo.errors import ConfigurationError
 from st_hpo.evaluations import Evaluation, EvaluationRecorder
 from st_hpo.objective import PREFIX
+from st_hpo.records import TrialRecord
 
 LOSS_FILE = "loss.pt"
 BEST_FOLDER = "best"  # inside of a checkpoint: the weights of an earlier one
@@ -34,6 +35,11 @@ class TrialCheckpoints:
             those that the training arguments ask for.
         resume_from: The folder of the checkpoint to continue from, None to start from the beginning.
     """
+
+    # After which step of its training the trial began: what came before is another trial's, which has paused
+    began_at = 0
+    # The evaluations of that other trial
+    curve: tuple[dict[str, Any], ...] = ()
 
     def __init__(
         self, on_save: Callable[[str], None], folder: str | None = None, resume_from: str | None = None
@@ -99,13 +105,24 @@ class TrialCheckpoints:
         self._trainer = trainer
         options: list[dict[str, Any]] = []
         if self._resume_from is not None:
-            _load_loss(trainer.loss, trainer.model, Path(self._resume_from) / LOSS_FILE)
+            load_loss(trainer.loss, trainer.model, Path(self._resume_from) / LOSS_FILE)
             _find_best(self._resume_from)
-            evaluations.during_training = list(_evaluations_before(self._resume_from))
+            evaluations.during_training = list(evaluations_before(self._resume_from))
             # The optimizer as these arguments make it: the checkpoint brings the options of the old ones
             options = [_options(group) for group in trainer.create_optimizer().param_groups]
         trainer.add_callback(_CheckpointHook(trainer, self._on_save, options, keep_best=self._folder is not None))
         return self._resume_from
+
+    def pause(self, record: TrialRecord, reason: str) -> bool:
+        """Has the checkpoint written of a trial that pauses; see :class:`~st_hpo.pausing.PausingCheckpoints`.
+
+        Returns:
+            Whether one is written, after which the trial ends by itself. False: it is to be ended now.
+        """
+        return False
+
+    def failed(self, exc: Exception) -> None:
+        """Is told what has ended the training; may raise what that means."""
 
 
 class _CheckpointHook(TrainerCallback):  # type: ignore[misc]
@@ -124,8 +141,7 @@ class _CheckpointHook(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
         if os.path.isdir(folder):
-            if own := dict(_own_state(self._trainer.loss, self._trainer.model)):
-                torch.save(own, Path(folder) / LOSS_FILE)
+            save_loss(self._trainer.loss, self._trainer.model, Path(folder) / LOSS_FILE)
             if self._keep_best and args.load_best_model_at_end:
                 _add_best(folder, state.best_model_checkpoint)
             self._on_save(folder)
@@ -160,8 +176,8 @@ def _modules(loss: Any) -> dict[str, nn.Module]:
     return {"": loss} if isinstance(loss, nn.Module) else {}
 
 
-def _own_state(loss: Any, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a loss that are not the model's."""
+def own_state(loss: Any, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Gives the tensors of a loss, or of a dict of them, that are not the model's, by name."""
     models = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
     for prefix, module in _modules(loss).items():
         for name, tensor in module.state_dict(keep_vars=True).items():
@@ -169,11 +185,18 @@ def _own_state(loss: Any, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]
                 yield prefix + name, tensor.detach()
 
 
-def _load_loss(loss: Any, model: nn.Module, file: Path) -> None:
+def save_loss(loss: Any, model: nn.Module, file: Path) -> None:
+    """Writes the tensors of a loss that are not the model's, if it has any."""
+    if own := dict(own_state(loss, model)):
+        torch.save(own, file)
+
+
+def load_loss(loss: Any, model: nn.Module, file: Path) -> None:
+    """Gives a loss the tensors that :func:`save_loss` has written; where it wrote none, nothing changes."""
     if not file.is_file():
         return
     stored = torch.load(file, map_location="cpu", weights_only=True)
-    for name, tensor in _own_state(loss, model):
+    for name, tensor in own_state(loss, model):
         if name in stored:
             tensor.copy_(stored[name])
 
@@ -195,8 +218,8 @@ def _find_best(checkpoint: str) -> None:
         file.write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 
-def _evaluations_before(checkpoint: str) -> Iterator[Evaluation]:
-    """The evaluations that upstream has logged before the checkpoint, those of several datasets together."""
+def evaluations_before(checkpoint: str) -> Iterator[Evaluation]:
+    """Gives the evaluations that upstream has logged before a checkpoint, those of several datasets together."""
     state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
     found: dict[int, dict[str, Any]] = {}
     for entry in state.log_history:

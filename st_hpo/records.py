@@ -24,8 +24,8 @@ class TrialRecord:
             be that of a ``trial_evaluator``.
         seconds: How long the trial took, from its proposal to its release.
         phases: The seconds of each phase: ``propose``, ``arguments``, ``seed``, ``model``, ``loss``, ``trainer``,
-            ``train`` (without evaluations), ``rungs`` (evaluations at rungs), ``evaluate`` (all others) and
-            ``release``.
+            ``train`` (without evaluations), ``rungs`` (evaluations at rungs), ``pause`` (writing a checkpoint),
+            ``evaluate`` (all other evaluations) and ``release``.
         error: The type and message of the exception that ended a failed trial; the step at which a trial was pruned.
         backend_id: What the backend calls the trial (Ray's trial id, the id of a W&B or SigOpt run); None where its
             number is its name.
@@ -36,10 +36,11 @@ class TrialRecord:
         rungs: Where the trial was compared with others, in their order, each ``{"at": ..., "step": ..., "value": ...,
             "fraction": ...}``: per cent of the training (or examples), the optimizer step, the value, and the part of
             the training that was done.
-        continues: The number of the trial that this one takes up again, from its beginning, after that one had paused
-            at a rung; None for any other.
-        fraction: The part of its training that the trial has done, less than 1 where something has ended it early.
-            None if it has not begun.
+        continues: The number of the trial that this one takes up again after that one had paused at a rung; None for
+            any other. The learning curve begins with that one's, if this one has gone on from its checkpoint.
+        fraction: The part of its training that the trial has done itself: less than 1 where something has ended it
+            early, or where it has gone on from the checkpoint of the trial that it continues. None if it has not
+            begun.
         copied_from: The number of the trial with the same hyperparameters whose objective, metrics and evaluations
             were taken over instead of training them again (then ``fraction`` is 0); None for a trial of its own.
     """

@@ -15,6 +15,7 @@ EVALUATIONS = "evaluations"  # instead of rungs: whenever the training evaluates
 DEFAULT_RUNGS = (0.26,)
 REDUCTION_FACTOR = 3
 PAUSING_FACTOR = 4  # of "asha" where trials that pause at a rung may be taken up again
+PAUSED_CHECKPOINTS = 3  # how many of those that wait at a rung keep one to go on from
 _PERCENT = 100
 
 

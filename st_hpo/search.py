@@ -14,6 +14,7 @@ from st_hpo._version import __version__
 from st_hpo.backends import SearchBackend
 from st_hpo.backends.base import Report
 from st_hpo.best_run import best_run
+from st_hpo.checkpoints import TrialCheckpoints
 from st_hpo.console import SearchProgress
 from st_hpo.duplicates import taken_over, trained_before
 from st_hpo.faults import SIGTERM, FaultPolicy, SearchStopped, StopSignal, describe
@@ -206,6 +207,7 @@ class Search:
         native: Any = None,
         report: Callable[[float, int], bool] | None = None,
         *,
+        checkpoints: TrialCheckpoints | None = None,
         backend_id: str | None = None,
         catch: tuple[type[BaseException], ...] = (),
     ) -> TrialRecord:
@@ -215,7 +217,7 @@ class Search:
         self._announce(number, backend_id, report)
         record = self._records[number] = TrialRecord(number, backend_id=backend_id)
         try:
-            self.runner.run(record, propose, native, report, stop=self._stop, trained=self._trained)
+            self.runner.run(record, propose, native, report, checkpoints, stop=self._stop, trained=self._trained)
         except BaseException as exc:
             if not self.survives(exc, catch):
                 raise

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from st_hpo.accounting import account, curve_point, phase
 from st_hpo.best_model import Candidate
 from st_hpo.checkpoints import TrialCheckpoints
 from st_hpo.conversion import plain
@@ -19,6 +19,7 @@ from st_hpo.factories import TrialView, make_model_and_loss
 from st_hpo.faults import StopSignal, describe
 from st_hpo.folders import check_run_name
 from st_hpo.jsonable import recordable
+from st_hpo.pausing import CannotContinue, PausingCheckpoints
 from st_hpo.records import COMPLETED, FAILED, PRUNED, TrialRecord
 from st_hpo.release import forget_frames, release_memory, take_apart
 from st_hpo.routing import Routed
@@ -63,6 +64,8 @@ class TrialRunner(TrialSetting):
             BaseException: What ended the trial, unless the backend pruned it; recorded before.
         """
         started, record.started = time.perf_counter(), time.time()
+        if isinstance(checkpoints, PausingCheckpoints) and (self.ranks is not None or self.best_evaluation):
+            checkpoints = None  # every rank would need the files; the best evaluation's weights would be missing
         args: list[Any] = []
         try:
             with self._console(), self.shared.trial():
@@ -85,7 +88,7 @@ class TrialRunner(TrialSetting):
             raise
         finally:
             self.tracking.close(record)
-            with _phase(record, "release"):
+            with phase(record, "release"):
                 release_memory(*args)
             record.seconds = time.perf_counter() - started
 
@@ -100,24 +103,30 @@ class TrialRunner(TrialSetting):
         trained: Trained | None,
         held: Any,
     ) -> None:
-        with _phase(record, "propose"):
+        with phase(record, "propose"):
             proposed, native, name = self._proposal(record, propose, native)
-        with _phase(record, "arguments"):
+        with phase(record, "arguments"):
             routed = self.router.route(proposed, self.strict)
             record.hyperparameters = routed.all()
             if self._copied(record, routed, native, trained):
                 return
-            args = self.snapshot.build(routed.arguments)
             if record.number == DEFAULT:
                 name = "default"
             name = check_run_name(self.run_name(record, native) if name is None else name)
+            args = self.snapshot.build(routed.arguments)
             if checkpoints is not None:
                 checkpoints.prepare(args)
             held.append(args)
         if self.decides:
             self.tracking.announce(args, name, self.recipe.callbacks.removed)
         with self._folder(args, name, record, moved=checkpoints is not None and checkpoints.writes_own):
-            self._train(record, routed, args, name, native, report, checkpoints, stop)
+            try:
+                self._train(record, routed, args, name, native, report, checkpoints, stop)
+            except CannotContinue as exc:
+                assert isinstance(checkpoints, PausingCheckpoints)
+                checkpoints.from_the_beginning(exc)
+                forget_frames(exc)
+                self._train(record, routed, args, name, native, report, checkpoints, stop)
 
     def take_over(self, record: TrialRecord, values: Mapping[str, Any], native: Any, trained: Trained) -> bool:
         """Completes a trial with the value of an earlier one, where there is one with the same hyperparameters.
@@ -180,7 +189,7 @@ class TrialRunner(TrialSetting):
         values = {**effective.all(), **routed.all()}
         view = TrialView(values, native) if values or record.number != DEFAULT else None
         try:
-            model, loss = make_model_and_loss(args, self.factories, effective, view, lambda key: _phase(record, key))
+            model, loss = make_model_and_loss(args, self.factories, effective, view, lambda key: phase(record, key))
             if view is not None and self.strict:
                 self.router.check_read(routed, view)
         finally:
@@ -191,7 +200,7 @@ class TrialRunner(TrialSetting):
         def on_evaluation(step: int, metrics: dict[str, Any]) -> None:
             record.metrics = recordable(metrics)
             record.evaluations = [item for item in record.evaluations if item["step"] < step]
-            record.evaluations.append(_curve_point(trainer, record.metrics))
+            record.evaluations.append(curve_point(trainer, record.metrics))
             if rungs is not None:
                 rungs.evaluated(step, metrics)
             elif report is not None and step > 0 and self._is_pruned(report, metrics, step):
@@ -204,17 +213,19 @@ class TrialRunner(TrialSetting):
             record.phases["rungs"] = record.phases.get("rungs", 0.0) + rung.seconds
             record.metrics = recordable(rung.metrics)
             if self.rung_evaluator is None and rung.step not in [item["step"] for item in record.evaluations]:
-                record.evaluations.append(_curve_point(trainer, record.metrics))
+                record.evaluations.append(curve_point(trainer, record.metrics))
             fraction = rung.step / trainer.state.max_steps
             record.rungs.append({"at": rung.at, "step": rung.step, "value": math.nan, "fraction": fraction})
             if self._is_pruned(report, rung.metrics, rung.at, record):
-                raise Pruned(f"pruned at step {rung.step}, {self.rungs.describe(rung.at)}")
+                reason = f"pruned at step {rung.step}, {self.rungs.describe(rung.at)}"
+                if checkpoints is None or not checkpoints.pause(record, reason):
+                    raise Pruned(reason)
 
         keeper = self.best_model if self.decides and record.number != DEFAULT else None
         candidate = Candidate(keeper, self.objective, record)
         rungs: RungCallback | None = None
         evaluations = EvaluationRecorder(on_evaluation)
-        with _phase(record, "trainer"):
+        with phase(record, "trainer"):
             trainer = self._build(args, model, loss, evaluations)
             if self.ranks is not None:
                 self.ranks.fence()
@@ -226,22 +237,30 @@ class TrialRunner(TrialSetting):
             trainer.callback_handler.callbacks.insert(0, AsTrial(name, dict(record.hyperparameters), stop, self.ranks))
         del model, loss
         try:
-            resume_from = None if checkpoints is None else checkpoints.attach(trainer, evaluations)
-            with _phase(record, "train"):
-                # A subclass may have a `train` of its own without arguments
-                _ = trainer.train() if resume_from is None else trainer.train(resume_from_checkpoint=resume_from)
-            with _phase(record, "evaluate"):
+            resume_from = None
+            if checkpoints is not None:
+                resume_from = checkpoints.attach(trainer, evaluations)
+                record.evaluations = list(checkpoints.curve)
+            with phase(record, "train"):
+                try:
+                    # A subclass may have a `train` of its own without arguments
+                    _ = trainer.train() if resume_from is None else trainer.train(resume_from_checkpoint=resume_from)
+                except Exception as exc:
+                    if checkpoints is not None:
+                        checkpoints.failed(exc)
+                    raise
+            with phase(record, "evaluate"):
                 metrics = final_evaluation(trainer, evaluations)
                 metrics.update(held_out_metrics(self.held_out, trainer))
             candidate.offer(trainer.model, metrics, final=True)
             if not record.evaluations or record.evaluations[-1]["step"] < trainer.state.global_step:
-                record.evaluations.append(_curve_point(trainer, recordable(metrics)))
+                record.evaluations.append(curve_point(trainer, recordable(metrics)))
             self._conclude(record, metrics, evaluations)
             candidate.keep()
         finally:
             candidate.drop()
-            _account(record, trainer, evaluations)
-            with _phase(record, "release"):
+            account(record, trainer, evaluations, 0 if checkpoints is None else checkpoints.began_at)
+            with phase(record, "release"):
                 take_apart(trainer)
 
     def run_default(self, record: TrialRecord, stop: StopSignal | None = None) -> None:
@@ -285,28 +304,3 @@ def _all_values(routed: Routed, native: Any) -> dict[str, Any]:
     """The values that were set, and suggestions inside `model_init` and `loss_init` or on the way to those values."""
     suggested = dict(getattr(native, "params", None) or {})
     return {name: plain(name, value) for name, value in {**suggested, **routed.all()}.items()}
-
-
-def _curve_point(trainer: Any, metrics: dict[str, Any]) -> dict[str, Any]:
-    epoch = trainer.state.epoch
-    return {"step": trainer.state.global_step, "epoch": None if epoch is None else float(epoch), "metrics": metrics}
-
-
-def _account(record: TrialRecord, trainer: Any, evaluations: EvaluationRecorder) -> None:
-    """Takes the evaluations out of the time of the training, and notes how far that has come."""
-    phases, state = record.phases, trainer.state
-    if state.max_steps > 0:
-        record.fraction = min(1.0, state.global_step / state.max_steps)
-    if "train" in phases:
-        phases["train"] -= evaluations.seconds + phases.get("rungs", 0.0)
-    if evaluations.seconds:
-        phases["evaluate"] = phases.get("evaluate", 0.0) + evaluations.seconds
-
-
-@contextlib.contextmanager
-def _phase(record: TrialRecord, name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        record.phases[name] = record.phases.get(name, 0.0) + time.perf_counter() - started

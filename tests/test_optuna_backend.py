@@ -77,6 +77,7 @@ class FakeSearch:
         native: Any = None,
         report: Callable[[float, int], bool] | None = None,
         *,
+        checkpoints: Any = None,
         backend_id: str | None = None,
         catch: tuple[type[BaseException], ...] = (),
     ) -> TrialRecord:

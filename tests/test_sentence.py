@@ -10,6 +10,8 @@ import pytest
 from transformers import TrainerCallback
 
 import st_hpo
+from st_hpo.backends.optuna.promotion import promoted_numbers
+from st_hpo.backends.optuna.pruners import AshaPruner
 
 from by_hand import train_each
 from scenarios import SCENARIOS, SMALL_MODEL, Scenario, arguments, pairs
@@ -95,6 +97,45 @@ def test_evaluations_at_rungs_change_nothing(name):
     records = best.run_summary.trials
     assert [trial.objective for trial in records] == by_hand(name)
     assert all([rung["at"] for rung in trial.rungs] == [30, 60] for trial in records)
+
+
+class PauseAtEachRung(AshaPruner):
+    """Pauses every trial at every rung, and takes it up again at once."""
+
+    def __init__(self) -> None:
+        super().__init__(pauses=True)
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return True
+
+    def promotable(self, study: optuna.Study, last: bool) -> optuna.trial.FrozenTrial | None:
+        trials = study.get_trials(deepcopy=False)
+        paused = [trial for trial in trials if trial.state == optuna.trial.TrialState.PRUNED]
+        return next((trial for trial in paused if trial.number not in promoted_numbers(trials)), None)
+
+
+@pytest.mark.parametrize("name", list(SCENARIOS))
+def test_trials_that_pause_twice_and_go_on_from_checkpoints_give_the_same(name):
+    scenario = SCENARIOS[name]
+
+    def hp_space(trial: optuna.Trial) -> dict[str, Any]:
+        return scenario.trials[trial.suggest_categorical(f"values of {trial.number}", [trial.number // 3])]
+
+    best = trainer_of(scenario).hyperparameter_search(
+        hp_space, n_trials=4, pruner=PauseAtEachRung(), rungs=[0.3, 0.6], **objective_of(scenario)
+    )
+    trials = best.run_summary.trials
+    assert [trial.state for trial in trials] == ["pruned", "pruned", "completed"] * 4
+    assert [trial.objective for trial in trials[2::3]] == by_hand(name)
+    # SPLADE's own callback sets the weights of its regularizers anew whenever a training begins
+    whole = 3 if name == "sparse_encoder" else 1
+    for first in range(0, 12, 3):
+        done = [trial.fraction for trial in trials[first : first + 3]]
+        assert (sum(done) == pytest.approx(1)) == (whole == 1), done
+        assert trials[first + 2].fraction == 1 or whole == 1
+        assert [item["step"] for item in trials[first + 2].evaluations] == sorted(
+            {item["step"] for trial in trials[first : first + 3] for item in trial.evaluations}
+        ) or whole == 3
 
 
 class PruneOnce(optuna.pruners.BasePruner):

@@ -93,6 +93,7 @@ class SearchTarget(Protocol):
         native: Any = None,
         report: Report | None = None,
         *,
+        checkpoints: Any = None,
         backend_id: str | None = None,
         catch: tuple[type[BaseException], ...] = (),
     ) -> TrialRecord:
@@ -106,6 +107,8 @@ class SearchTarget(Protocol):
             report: Takes an intermediate objective and its step, and says whether the trial is to be pruned. None
                 for several objectives, where nothing can be pruned. Where it has an attribute ``reached``, the rungs
                 up to that one are not evaluated: an earlier trial of the same values has done so.
+            checkpoints: The :class:`~st_hpo.pausing.PausingCheckpoints` of a trial that may pause and be taken up
+                again.
             backend_id: What the backend calls the trial, if not by its number.
             catch: Exceptions that fail the trial, but not the search.
 

@@ -19,6 +19,7 @@ from st_hpo.rung_points import DEFAULT_RUNGS, PRUNERS, check_pruner_name
 from st_hpo.space import SearchSpace
 
 if TYPE_CHECKING:
+    from st_hpo.backends.optuna.paused import PausedTrials
     from st_hpo.backends.optuna.shared import SharedStudy
 
 _POLL_SECONDS = 0.2
@@ -35,6 +36,7 @@ class OptunaBackend(SearchBackend):
     def __init__(self) -> None:
         self._study: Any = None
         self._source: SharedStudy | None = None
+        self._paused: PausedTrials | None = None
         self._points: list[dict[str, Any]] = []
 
     @staticmethod
@@ -111,6 +113,7 @@ class OptunaBackend(SearchBackend):
         """See :meth:`SearchBackend.run`."""
         from st_hpo.backends.optuna.careful import careful_sampling
         from st_hpo.backends.optuna.parallel import ParallelTrials
+        from st_hpo.backends.optuna.paused import PausedTrials
         from st_hpo.backends.optuna.points import enqueue
         from st_hpo.backends.optuna.pruners import make_pruner
         from st_hpo.backends.optuna.records import check_continued
@@ -131,11 +134,13 @@ class OptunaBackend(SearchBackend):
             check_continued(study, directions, trainer.objective_names)
             source = SharedStudy(study, n_trials, settings.resume, settings.heartbeat_interval, is_shared)
             self._source = source
+            keep = getattr(study.pruner, "keep", 0) if source.pauses and trainer.rungs else 0
+            self._paused = PausedTrials(study, keep, trainer.output_dir)
             if self._points:
                 enqueue(study, self._points, trainer.hp_space, settings.heartbeat_interval)
             after = self._after(settings, trainer)
             try:
-                with source.running():
+                with source.running(), self._paused.kept():
                     if settings.n_jobs == 1:
                         self._run_here(trainer, source, settings, after, len(directions) == 1)
                     else:
@@ -146,6 +151,7 @@ class OptunaBackend(SearchBackend):
                             lambda trial: _propose(trainer.hp_space, trial),
                             after,
                             self.pruned_exceptions,
+                            self._paused.folder,
                         ).run(n_trials)
             finally:
                 impatient(study)
@@ -184,14 +190,16 @@ class OptunaBackend(SearchBackend):
         catch: tuple[type[BaseException], ...],
     ) -> Any:
         from st_hpo.backends.optuna.endings import only_logged, says_nothing
+        from st_hpo.backends.optuna.paused import checkpoints_of
         from st_hpo.backends.optuna.promotion import Reporter
 
         def propose() -> Mapping[str, Any]:
             return _propose(trainer.hp_space, trial)
 
         report = Reporter(trial) if single else None
+        checkpoints = checkpoints_of(trial, None if self._paused is None else self._paused.folder)
         try:
-            record = trainer.run_trial(trial.number, propose, trial, report, catch=catch)
+            record = trainer.run_trial(trial.number, propose, trial, report, checkpoints=checkpoints, catch=catch)
         except BaseException as exc:
             if isinstance(exc, self.pruned_exceptions):
                 return source.tell(trial, trainer.record_of(trial.number))
@@ -204,6 +212,8 @@ class OptunaBackend(SearchBackend):
         terminates = asked(settings.terminator)
 
         def after(trial: Any) -> None:
+            if self._paused is not None:
+                self._paused.tidy()
             if settings.gc_after_trial:
                 gc.collect()
             for callback in settings.callbacks:

@@ -50,6 +50,7 @@ class ParallelTrials:
         propose: Gives the hyperparameters of an Optuna trial.
         after: Called after every trial with what the study was told.
         pruned: Exceptions by which user code prunes its own trial.
+        paused: The folder of the checkpoints of trials that pause, None for none.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class ParallelTrials:
         propose: Callable[[Any], Mapping[str, Any]],
         after: Callable[[Any], None],
         pruned: tuple[type[BaseException], ...],
+        paused: str | None = None,
     ) -> None:
         self._trainer = trainer
         self._source = source
@@ -67,6 +69,7 @@ class ParallelTrials:
         self._propose = propose
         self._after = after
         self._pruned = pruned
+        self._paused = paused
         self._running: dict[int, _Running] = {}
 
     def run(self, n_trials: int) -> None:
@@ -106,6 +109,7 @@ class ParallelTrials:
             len(self._trainer.directions) > 1,
             threads_of_workers(count, self._settings.threads_per_worker),
             torch_settings(),
+            self._paused,
         )
 
     def _run(self, workers: Workers) -> None:

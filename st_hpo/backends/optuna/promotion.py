@@ -27,6 +27,12 @@ def promotion_of(trial: FrozenTrial) -> dict[str, Any]:
     return {PROMOTED_ATTRIBUTE: {"of": trial.number, "rung": trial.last_step}}
 
 
+def loss_at(study: Any, trial: FrozenTrial, rung: int) -> float:
+    """Returns a trial's value at a rung, less being better."""
+    value = trial.intermediate_values[rung]
+    return -value if study.direction.name == "MAXIMIZE" else value
+
+
 class Reporter:
     """Reports a trial's intermediate objectives to its study.
 

@@ -8,8 +8,8 @@ from typing import Any
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
-from st_hpo.backends.optuna.promotion import promoted_numbers
-from st_hpo.rung_points import PAUSING_FACTOR, REDUCTION_FACTOR
+from st_hpo.backends.optuna.promotion import loss_at, promoted_numbers
+from st_hpo.rung_points import PAUSED_CHECKPOINTS, PAUSING_FACTOR, REDUCTION_FACTOR
 
 
 class AshaPruner(BasePruner):
@@ -25,16 +25,24 @@ class AshaPruner(BasePruner):
         pauses: Whether the search takes up a trial again that was not among the best when it reached the rung, and is
             later. Then every trial pauses while fewer than ``reduction_factor`` have reached its rung. Otherwise the
             best of these goes on, as with Optuna's pruner: the first trial in any case.
+        keep: How many of the trials that wait at a rung, the best of them, keep a checkpoint to go on from: the
+            model's weights, and what the optimizer has of each of them. 0 for none: what is taken up again is trained
+            from its beginning.
 
     Raises:
-        ValueError: ``reduction_factor`` is less than 2.
+        ValueError: ``reduction_factor`` is less than 2, or ``keep`` less than 0.
     """
 
-    def __init__(self, reduction_factor: int = REDUCTION_FACTOR, pauses: bool = False) -> None:
+    def __init__(
+        self, reduction_factor: int = REDUCTION_FACTOR, pauses: bool = False, keep: int = PAUSED_CHECKPOINTS
+    ) -> None:
         if reduction_factor < 2:
             raise ValueError(f"`reduction_factor` must be at least 2, but got {reduction_factor!r}.")
+        if keep < 0:
+            raise ValueError(f"`keep` must be at least 0, but got {keep!r}.")
         self._reduction_factor = reduction_factor
         self.pauses = pauses
+        self.keep = keep
 
     def prune(self, study: Any, trial: FrozenTrial) -> bool:
         """Whether the trial ends, or pauses, at the rung that it has reached last."""
@@ -45,7 +53,7 @@ class AshaPruner(BasePruner):
         if math.isnan(value):
             return True
         others = [other for other in _reached(study, rung) if other.number != trial.number]
-        better = sum(_loss(study, other, rung) < _loss(study, trial, rung) for other in others)
+        better = sum(loss_at(study, other, rung) < loss_at(study, trial, rung) for other in others)
         return better >= self._places(len(others) + 1, not self.pauses)
 
     def promotable(self, study: Any, last: bool) -> FrozenTrial | None:
@@ -59,7 +67,7 @@ class AshaPruner(BasePruner):
         promoted = promoted_numbers(trials)
         rungs = {rung for trial in trials for rung in trial.intermediate_values}
         for rung in sorted(rungs, reverse=True):
-            reached = sorted(_reached(study, rung), key=lambda trial: (_loss(study, trial, rung), trial.number))
+            reached = sorted(_reached(study, rung), key=lambda trial: (loss_at(study, trial, rung), trial.number))
             for trial in reached[: self._places(len(reached), last)]:
                 paused = trial.state == TrialState.PRUNED and trial.last_step == rung
                 if paused and trial.number not in promoted:
@@ -76,11 +84,6 @@ def _reached(study: Any, rung: int) -> list[Any]:
         for trial in study.get_trials(deepcopy=False)
         if not math.isnan(trial.intermediate_values.get(rung, math.nan))
     ]
-
-
-def _loss(study: Any, trial: FrozenTrial, rung: int) -> float:
-    value = trial.intermediate_values[rung]
-    return -value if study.direction.name == "MAXIMIZE" else value
 
 
 def make_pruner(given: Any, rungs: list[int], pauses: bool) -> BasePruner:

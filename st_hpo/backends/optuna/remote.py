@@ -43,6 +43,7 @@ class Shipment:
         several: Whether there are several objectives.
         threads: PyTorch's threads.
         torch: What the script has set in PyTorch that changes numbers.
+        paused: The folder of the checkpoints of trials that pause, None for none.
     """
 
     trials: Any
@@ -55,6 +56,7 @@ class Shipment:
     several: bool
     threads: int
     torch: dict[str, Any] = field(default_factory=dict)
+    paused: str | None = None
 
 
 @dataclass
@@ -151,6 +153,7 @@ class _Worker:
         return Outcome(record, names)
 
     def _run(self, trial: Any, record: TrialRecord, values: Mapping[str, Any]) -> None:
+        from st_hpo.backends.optuna.paused import checkpoints_of
         from st_hpo.backends.optuna.promotion import Reporter
 
         assert self._shipment is not None
@@ -160,8 +163,9 @@ class _Worker:
             return values
 
         report = None if self._shipment.several else Reporter(trial)
+        checkpoints = checkpoints_of(trial, self._shipment.paused)
         try:
-            self._shipment.trials.run(record, propose, trial, report, stop=self._stop)
+            self._shipment.trials.run(record, propose, trial, report, checkpoints, stop=self._stop)
         finally:
             self._trials_run += 1
             if self._trials_run == 1:

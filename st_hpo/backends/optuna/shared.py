@@ -122,7 +122,7 @@ class SharedStudy:
         paused = self._promotable(last)
         if paused is not None:
             self._enqueue(paused, promotion_of(paused))
-        elif not getattr(self.study.pruner, "pauses", False):
+        elif not self.pauses:
             return None
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             if is_promoted(trial):
@@ -131,11 +131,13 @@ class SharedStudy:
         return None
 
     def _promotable(self, last: bool) -> FrozenTrial | None:
-        pruner = self.study.pruner
-        if self._shared or self._in_total or not getattr(pruner, "pauses", False):
-            return None
-        found: FrozenTrial | None = pruner.promotable(self.study, last)
+        found: FrozenTrial | None = self.study.pruner.promotable(self.study, last) if self.pauses else None
         return found
+
+    @property
+    def pauses(self) -> bool:
+        """Whether trials pause, and are taken up again."""
+        return not self._shared and not self._in_total and getattr(self.study.pruner, "pauses", False)
 
     def _next_of_total(self) -> Any | None:
         self._fail_dead_trials()

@@ -1,0 +1,111 @@
+"""The folder of the checkpoints from which paused trials go on.
+
+Imports optuna: for the use of the backend's own functions only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, TrialState
+
+from st_hpo.backends.optuna.promotion import PROMOTED_ATTRIBUTE, loss_at, promoted_numbers
+
+if TYPE_CHECKING:
+    from st_hpo.pausing import PausingCheckpoints
+
+_PREFIX = ".st_hpo-paused-"  # of a folder below the search's `output_dir`
+_LOCK = ".lock"
+
+
+class PausedTrials:
+    """The checkpoints of the trials that have paused: of the few that may be taken up again soon.
+
+    Args:
+        study: The study, whose pruner pauses trials.
+        keep: How many trials keep their checkpoint at each rung.
+        output_dir: The folder of the search.
+    """
+
+    def __init__(self, study: Any, keep: int, output_dir: str) -> None:
+        self._study = study
+        self._keep = keep
+        self._parent = Path(output_dir)
+        self.folder: str | None = None
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[PausedTrials]:
+        """Has a folder for them in this block, and removes those of searches that were killed."""
+        if not self._keep:
+            yield self
+            return
+        there_before = next(path for path in (self._parent, *self._parent.parents) if path.is_dir())
+        try:
+            self._parent.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            folder = tempfile.mkdtemp(prefix=_PREFIX, dir=self._parent)
+        except OSError:  # nothing can be written there: trials are trained from their beginning
+            yield self
+            return
+        try:
+            with FileLock(os.path.join(folder, _LOCK)):
+                self.folder = folder
+                yield self
+        finally:
+            self.folder = None
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # only what is empty, and was not there
+                for path in (self._parent, *self._parent.parents):
+                    if path == there_before:
+                        break
+                    path.rmdir()
+
+    def _sweep(self) -> None:
+        for folder in self._parent.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(Timeout, OSError), FileLock(folder / _LOCK, timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Removes the checkpoints that will hardly be needed: call it when a trial has ended."""
+        if self.folder is None:
+            return
+        trials = self._study.get_trials(deepcopy=False)
+        unfinished = [trial for trial in trials if not trial.state.is_finished()]
+        wanted = {trial.number for trial in unfinished} | promoted_numbers(unfinished)
+        wanted.update(trial.number for trial in best_paused(self._study, trials, self._keep))
+        for path in Path(self.folder).iterdir():
+            if path.is_dir() and int(path.name) not in wanted:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def best_paused(study: Any, trials: list[FrozenTrial], count: int) -> list[FrozenTrial]:
+    """Returns those trials that wait at their rungs, at most so many at each: the best."""
+    promoted, found = promoted_numbers(trials), []
+    waiting = [trial for trial in trials if trial.state == TrialState.PRUNED and trial.number not in promoted]
+    for rung in {trial.last_step for trial in waiting if trial.last_step is not None}:
+        here = [trial for trial in waiting if trial.last_step == rung]
+        found += sorted(here, key=lambda trial: (loss_at(study, trial, rung), trial.number))[:count]
+    return found
+
+
+def checkpoints_of(trial: Any, folder: str | None) -> PausingCheckpoints | None:
+    """Returns the checkpoints of a trial that may pause, or has been taken up again.
+
+    Args:
+        trial: Optuna's trial.
+        folder: That of :class:`PausedTrials`; None where no checkpoints are kept.
+    """
+    from st_hpo.pausing import PausingCheckpoints
+
+    if folder is None:
+        return None
+    before = trial.user_attrs.get(PROMOTED_ATTRIBUTE)
+    paused = None if before is None else os.path.join(folder, str(before["of"]))
+    return PausingCheckpoints(os.path.join(folder, str(trial.number)), paused)
