@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,12 @@ class PausingCheckpoints(TrialCheckpoints):
         folder: Where the checkpoint goes, if the trial pauses.
         paused: The folder of the trial that this one takes up; None if it takes up none. What is not there, or not
             whole, is not used.
+        is_kept: Says whether a checkpoint that is written now would be kept.
     """
 
-    def __init__(self, folder: str, paused: str | None = None) -> None:
+    def __init__(self, folder: str, paused: str | None = None, is_kept: Callable[[], bool] = lambda: True) -> None:
         super().__init__(lambda folder: None)
+        self._is_kept = is_kept
         self.folder = Path(folder)
         self._paused = None if paused is None else Path(paused)
         self._possible = True
@@ -121,7 +124,7 @@ class PausingCheckpoints(TrialCheckpoints):
         # What upstream does at the end of an epoch would be missing from a training that begins with the next one
         at_an_end = epoch is None or abs(epoch - round(epoch)) < 1e-6
         changed = self._beside is None or _beside_tensors(trainer) != self._beside
-        if not self._possible or at_an_end or changed or not self._has_room():
+        if not self._possible or at_an_end or changed or not self._is_kept() or not self._has_room():
             return False
         args = trainer.args
         args.output_dir = str(self.folder)

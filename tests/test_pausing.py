@@ -106,6 +106,9 @@ def test_few_checkpoints_are_kept_those_of_the_best(tmp_path):
     study.add_trial(optuna.trial.create_trial(value=0.9, user_attrs=promotion_of(study.trials[1])))
     assert sorted(trial.number for trial in best_paused(study, study.trials, 2)) == [0, 3]
     other = study.ask()
+    other.report(0.05, 26)
+    assert other.number not in [trial.number for trial in best_paused(study, study.trials, 4, other.number)]
+    assert other.number in [trial.number for trial in best_paused(study, study.trials, 5, other.number)]
     with PausedTrials(study, 2, str(tmp_path / "a" / "b")).kept() as kept:
         assert kept.folder is not None
         for number in (*range(len(values)), other.number):

@@ -85,10 +85,21 @@ class PausedTrials:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def best_paused(study: Any, trials: list[FrozenTrial], count: int) -> list[FrozenTrial]:
-    """Returns those trials that wait at their rungs, at most so many at each: the best."""
+def best_paused(study: Any, trials: list[FrozenTrial], count: int, pausing: int | None = None) -> list[FrozenTrial]:
+    """Returns those trials that wait at their rungs, at most so many at each: the best.
+
+    Args:
+        study: Their study.
+        trials: All its trials.
+        count: How many.
+        pausing: The number of a trial that is about to pause, and counts as one that does.
+    """
     promoted, found = promoted_numbers(trials), []
-    waiting = [trial for trial in trials if trial.state == TrialState.PRUNED and trial.number not in promoted]
+    waiting = [
+        trial
+        for trial in trials
+        if (trial.state == TrialState.PRUNED and trial.number not in promoted) or trial.number == pausing
+    ]
     for rung in {trial.last_step for trial in waiting if trial.last_step is not None}:
         here = [trial for trial in waiting if trial.last_step == rung]
         found += sorted(here, key=lambda trial: (loss_at(study, trial, rung), trial.number))[:count]
@@ -106,6 +117,12 @@ def checkpoints_of(trial: Any, folder: str | None) -> PausingCheckpoints | None:
 
     if folder is None:
         return None
+
+    def is_kept() -> bool:
+        trials, number = trial.study.get_trials(deepcopy=False), trial.number
+        best = best_paused(trial.study, trials, trial.study.pruner.keep, pausing=number)
+        return number in [other.number for other in best]
+
     before = trial.user_attrs.get(PROMOTED_ATTRIBUTE)
     paused = None if before is None else os.path.join(folder, str(before["of"]))
-    return PausingCheckpoints(os.path.join(folder, str(trial.number)), paused)
+    return PausingCheckpoints(os.path.join(folder, str(trial.number)), paused, is_kept)
