@@ -1,4 +1,4 @@
-"""Fixtures of the tests of shared studies, a plugin of pytest: a PostgreSQL server, and one storage of each kind."""
+"""Fixtures of the tests of shared studies, a plugin of pytest: database servers, and one storage of each kind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
+from mariadb import MariaDBServer, running_mariadb
 from postgres import PostgresServer, running_postgres
 from shared_setup import STORAGES, storage_of
 
@@ -16,6 +17,13 @@ from shared_setup import STORAGES, storage_of
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server."""
     with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[MariaDBServer]:
+    """A MariaDB server."""
+    with running_mariadb() as server:
         yield server
 
 

@@ -23,7 +23,7 @@ from st_hpo.backends.optuna.backend import OptunaBackend
 SPACE = SearchSpace({"learning_rate": Float(1e-6, 1e-2, log=True)})
 # For what takes seconds on an idle machine: a test that waits for a condition must hold on a busy one, too
 PATIENCE = 240.0
-STORAGES = ("sqlite", "journal", "postgres")
+STORAGES = ("sqlite", "journal", "postgres", "mariadb")
 COMPLETE, FAIL, RUNNING, WAITING = (TrialState[name] for name in ("COMPLETE", "FAIL", "RUNNING", "WAITING"))
 # Of this process's copies, so that a test needs seconds for a process of its own, not for its imports
 fork = multiprocessing.get_context("fork")
@@ -76,7 +76,7 @@ def storage_of(request: Any, kind: str, folder: Path) -> Callable[[], Any]:
         return lambda: f"sqlite:///{folder}/study.db"
     if kind == "journal":
         return lambda: JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    url = request.getfixturevalue("postgres").new_database(f"study{time.time_ns()}")
+    url = request.getfixturevalue(kind).new_database(f"study{time.time_ns()}")
     return lambda: url
 
 
