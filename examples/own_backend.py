@@ -15,7 +15,8 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from st_hpo.backends.base import SearchBackend, SearchTarget, caught_exceptions, check_known
+from st_hpo.backends.base import SearchBackend, caught_exceptions, check_known
+from st_hpo.backends.target import SearchTarget
 from st_hpo.errors import SearchSpaceError
 from st_hpo.space import Categorical, Float, Int, SearchSpace
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
+
+from st_hpo.duplicates import taken_over
+from st_hpo.plan import Plan
+from st_hpo.records import FAILED, TrialRecord
 
 _LOGGERS = ("sentence_transformers", "datasets", "accelerate")
 
@@ -75,30 +79,55 @@ def no_bars_on_stderr() -> Iterator[None]:
 
 
 class SearchProgress:
-    """The one progress bar of a search.
+    """What one search says: its plan, its progress bar, and a line for what should be known at once.
 
     Args:
         total: The number of trials, None if only a timeout ends the search.
         disable: Show nothing.
+        plan: What the search is going to do; None to say nothing of it.
     """
 
-    def __init__(self, total: int | None, disable: bool) -> None:
+    def __init__(self, total: int | None, disable: bool, plan: Plan | None = None) -> None:
         self._bar = tqdm(total=total, desc="Hyperparameter search", unit="trial", disable=disable)
+        self._plan = plan
+        self._estimated = False
 
-    def trial_ended(self, best: Any) -> None:
-        """Moves on by one trial and shows the best objective so far."""
+    def begin(self, names: Sequence[str], directions: Sequence[str]) -> None:
+        """Says what is planned.
+
+        Args:
+            names: Those of the objectives.
+            directions: Theirs.
+        """
+        if self._plan is not None:
+            self._say("\n".join(self._plan.lines(names, directions)))
+
+    def trial_ended(self, record: TrialRecord, best: Any, records: Sequence[TrialRecord]) -> None:
+        """Moves on by one trial, shows the best objective so far, and says once how long the rest may take.
+
+        Args:
+            record: The trial.
+            best: The best objective so far, None if there is none.
+            records: All trials that have ended in this search.
+        """
+        if record.state == FAILED:
+            self._say(f"Trial {record.number} failed: {record.error}")
         if best is not None:
             values = best if isinstance(best, list) else [best]
             self._bar.set_postfix_str("best " + ", ".join(f"{value:.5g}" for value in values), refresh=False)
         if self._bar.total is not None and self._bar.n >= self._bar.total:
             self._bar.total = self._bar.n + 1  # trials that are taken up again come beside those that were asked for
         self._bar.update(1)
+        if self._plan is not None and not self._estimated and (estimate := self._plan.estimate(records)) is not None:
+            self._estimated = True
+            self._say(estimate)
 
-    def say(self, message: str) -> None:
-        """Writes a line above the bar."""
+    def end(self, records: Sequence[TrialRecord]) -> None:
+        """Says which trials were not trained, and leaves the bar as it is."""
+        if (copies := taken_over(records)) is not None:
+            self._say(copies)
+        self._bar.close()
+
+    def _say(self, message: str) -> None:
         if not self._bar.disable:
             self._bar.write(message)
-
-    def close(self) -> None:
-        """Leaves the bar as it is."""
-        self._bar.close()

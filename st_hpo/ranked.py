@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.trainer_utils import BestRun
 
-from st_hpo.backends.base import Report
+from st_hpo.backends.target import Report
 from st_hpo.distributed import Ranks
 from st_hpo.errors import RankError
 from st_hpo.faults import SIGINT, SearchStopped, describe

@@ -41,3 +41,27 @@ def forget_frames(exc: BaseException) -> None:
         seen.add(id(current))
         traceback.clear_frames(current.__traceback__)
         current = current.__cause__ or current.__context__
+
+
+class KeptOutOfCollections:
+    """What exists before a search, kept out of every garbage collection during it.
+
+    A trial's own cycles are all that a collection has to find then. Measured: 6 ms a collection, most of it freeing
+    the model, instead of 250.
+    """
+
+    def __init__(self) -> None:
+        self._may: bool | None = None
+
+    def freeze(self) -> None:
+        """Keeps out what exists now; called before the first trial, and after it for what that has imported."""
+        gc.collect()
+        if self._may is None:
+            self._may = gc.get_freeze_count() == 0  # otherwise the user has frozen, and unfreezing would undo it
+        if self._may:
+            gc.freeze()
+
+    def unfreeze(self) -> None:
+        """Lets collections look at everything again."""
+        if self._may:
+            gc.unfreeze()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 from collections.abc import Callable, Mapping
@@ -12,15 +11,16 @@ from transformers.trainer_utils import BestRun
 
 from st_hpo._version import __version__
 from st_hpo.backends import SearchBackend
-from st_hpo.backends.base import Report
+from st_hpo.backends.target import Report
 from st_hpo.best_run import best_run
 from st_hpo.checkpoints import TrialCheckpoints
 from st_hpo.console import SearchProgress
-from st_hpo.duplicates import taken_over, trained_before
+from st_hpo.duplicates import trained_before
 from st_hpo.faults import SIGTERM, FaultPolicy, SearchStopped, StopSignal, describe
 from st_hpo.objective import Objective
 from st_hpo.plan import Plan
 from st_hpo.records import COMPLETED, FAILED, Baseline, TrialRecord
+from st_hpo.release import KeptOutOfCollections
 from st_hpo.results import SearchResult
 from st_hpo.space import described
 from st_hpo.stopping import Limits
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Search:
-    """One search. A backend sees it as its :class:`~st_hpo.backends.base.SearchTarget`.
+    """One search. A backend sees it as its :class:`~st_hpo.backends.target.SearchTarget`.
 
     Args:
         backend: The backend, not run yet.
@@ -74,12 +74,11 @@ class Search:
         self.default_trial = False
         self.limits = Limits()
         self.plan: Plan | None = None
-        self._estimated = False
         self._looked = False
         self._default: TrialRecord | None = None
         self._best: TrialRecord | None = None
         self._progress: SearchProgress | None = None
-        self._may_freeze = False
+        self._kept_out = KeptOutOfCollections()
         self._interrupts = False
         self._stopped_by: str | None = None
 
@@ -90,7 +89,7 @@ class Search:
 
     @property
     def objective_names(self) -> list[str]:
-        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        """See :class:`st_hpo.backends.target.SearchTarget`."""
         return list(self.objective.names) if self.objective.is_named else []
 
     def run(self) -> BestRun | list[BestRun]:
@@ -107,14 +106,12 @@ class Search:
             Exception: What a trial raised, unless ``on_error`` or ``catch`` say otherwise.
         """
         interrupted: KeyboardInterrupt | None = None
-        self._may_freeze = gc.get_freeze_count() == 0  # otherwise the user has frozen, and unfreezing would undo it
-        self._freeze()
+        self._kept_out.freeze()
         try:
             self._run_baseline()
             self._settle()
-            self._progress = SearchProgress(self.n_trials, disable=not self._show_progress)
-            if self.plan is not None:
-                self._progress.say("\n".join(self.plan.lines(self.objective.names, self.objective.directions)))
+            self._progress = SearchProgress(self.n_trials, not self._show_progress, self.plan)
+            self._progress.begin(self.objective.names, self.objective.directions)
             with self._stop.watching(self._interrupts):
                 if self.default_trial:
                     self._run_default()
@@ -126,11 +123,8 @@ class Search:
             logger.warning(f"The search has ended early: {exc.reason}.")
         finally:
             if self._progress is not None:
-                if (copies := taken_over(self._records.values())) is not None:
-                    self._progress.say(copies)
-                self._progress.close()
-            if self._may_freeze:
-                gc.unfreeze()
+                self._progress.end(list(self._records.values()))
+            self._kept_out.unfreeze()
             self.backend.close()
             result = self.result(interrupted is not None)
             self._on_progress(result)
@@ -148,16 +142,6 @@ class Search:
         except Exception as exc:  # the search has its result, and must not lose it to a full disk
             logger.warning(f"The search is not in the best model's card: {describe(exc)}")
 
-    def _freeze(self) -> None:
-        """Takes what exists by now out of every later garbage collection: a trial's own cycles are all it has to find.
-
-        Measured: 6 ms a collection, most of it freeing the model, instead of 250. Done before the first trial, and
-        once more after it, when what a training imports has been imported.
-        """
-        gc.collect()
-        if self._may_freeze:
-            gc.freeze()
-
     def _run_baseline(self) -> None:
         if not self._with_baseline:
             return
@@ -174,7 +158,7 @@ class Search:
             logger.warning(f"The training with your own arguments failed, and the search goes on: {record.error}")
 
     def run_default(self, record: TrialRecord) -> None:
-        """See :meth:`st_hpo.backends.base.SearchTarget.run_default`."""
+        """See :meth:`st_hpo.backends.target.SearchTarget.run_default`."""
         self.runner.run_default(record, self._stop)
 
     def _settle(self) -> None:
@@ -187,17 +171,17 @@ class Search:
 
     @property
     def directions(self) -> list[str]:
-        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        """See :class:`st_hpo.backends.target.SearchTarget`."""
         return list(self.objective.directions)
 
     @property
     def rungs(self) -> list[int]:
-        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        """See :class:`st_hpo.backends.target.SearchTarget`."""
         return [] if self.runner.rungs is None else self.runner.rungs.resources
 
     @property
     def portable(self) -> TrialRunner:
-        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        """See :class:`st_hpo.backends.target.SearchTarget`."""
         return self.runner
 
     def run_trial(
@@ -211,7 +195,7 @@ class Search:
         backend_id: str | None = None,
         catch: tuple[type[BaseException], ...] = (),
     ) -> TrialRecord:
-        """See :meth:`st_hpo.backends.base.SearchTarget.run_trial`."""
+        """See :meth:`st_hpo.backends.target.SearchTarget.run_trial`."""
         if (no_more := self.no_more) is not None:
             raise no_more
         self._announce(number, backend_id, report)
@@ -225,7 +209,7 @@ class Search:
         finally:
             self._trial_ended(record)
             if len(self._records) == 1:
-                self._freeze()
+                self._kept_out.freeze()
         if (too_many := self._faults.too_many) is not None:
             raise too_many
         return record
@@ -234,26 +218,26 @@ class Search:
         return trained_before(values, self._records.values()) if self.runner.reuses else None
 
     def take_over(self, record: TrialRecord, values: Mapping[str, Any], native: Any = None) -> bool:
-        """See :meth:`st_hpo.backends.base.SearchTarget.take_over`."""
+        """See :meth:`st_hpo.backends.target.SearchTarget.take_over`."""
         return self.runner.take_over(record, values, native, self._trained)
 
     def _announce(self, number: int, backend_id: str | None, report: Report | None) -> None:
         """Lets other ranks run the trial along, where there are any."""
 
     def survives(self, exc: BaseException, catch: tuple[type[BaseException], ...] = ()) -> bool:
-        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        """See :class:`st_hpo.backends.target.SearchTarget`."""
         return self._faults.survives(exc, catch)
 
     @property
     def ending(self) -> BaseException | None:
-        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        """See :class:`st_hpo.backends.target.SearchTarget`."""
         if (reason := self._stop.reason) is not None:
             return SearchStopped(reason)
         return self._faults.too_many
 
     @property
     def no_more(self) -> BaseException | None:
-        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        """See :class:`st_hpo.backends.target.SearchTarget`."""
         if (ending := self.ending) is not None:
             return ending
         if not self._looked:  # a study that is continued may have enough already
@@ -261,7 +245,7 @@ class Search:
         return None if self.limits.reason is None else SearchStopped(self.limits.reason)
 
     def enough(self, reason: str) -> None:
-        """See :meth:`st_hpo.backends.base.SearchTarget.enough`."""
+        """See :meth:`st_hpo.backends.target.SearchTarget.enough`."""
         self.limits.enough(reason)
 
     def _look(self) -> None:
@@ -270,15 +254,15 @@ class Search:
 
     @property
     def output_dir(self) -> str:
-        """See :class:`st_hpo.backends.base.SearchTarget`."""
+        """See :class:`st_hpo.backends.target.SearchTarget`."""
         return self.runner.snapshot.output_dir
 
     def record_of(self, number: int) -> TrialRecord | None:
-        """See :meth:`st_hpo.backends.base.SearchTarget.record_of`."""
+        """See :meth:`st_hpo.backends.target.SearchTarget.record_of`."""
         return self._records.get(number)
 
     def add_record(self, record: TrialRecord, objective_names: list[str] | None = None) -> None:
-        """See :meth:`st_hpo.backends.base.SearchTarget.add_record`."""
+        """See :meth:`st_hpo.backends.target.SearchTarget.add_record`."""
         if objective_names is not None:
             self.objective.names = list(objective_names)
         self._records[record.number] = record
@@ -292,17 +276,8 @@ class Search:
                 self._best = record
         self._look()
         if self._progress is not None:
-            if record.state == FAILED:
-                self._progress.say(f"Trial {record.number} failed: {record.error}")
-            self._progress.trial_ended(self._best.objective if self._best else None)
-            if self.plan is not None and not self._estimated:
-                self._say_estimate(self.plan)
-
-    def _say_estimate(self, plan: Plan) -> None:
-        estimate = plan.estimate(list(self._records.values()))
-        if estimate is not None and self._progress is not None:
-            self._estimated = True
-            self._progress.say(estimate)
+            best = self._best.objective if self._best else None
+            self._progress.trial_ended(record, best, list(self._records.values()))
 
     def result(self, interrupted: bool = False) -> SearchResult:
         """Returns what has been found so far."""

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from st_hpo.backends.base import SearchBackend, SearchTarget
+from st_hpo.backends.base import SearchBackend
 from st_hpo.backends.optuna.opening import opened_study
 from st_hpo.backends.optuna.settings import STUDY_NAME, Settings
 from st_hpo.backends.optuna.terminators import asked
+from st_hpo.backends.target import SearchTarget
 from st_hpo.errors import ConfigurationError, SearchSpaceError
 from st_hpo.records import TrialRecord
 from st_hpo.rung_points import DEFAULT_RUNGS, PRUNERS, check_pruner_name

@@ -13,13 +13,13 @@ from typing import Any
 
 import cloudpickle
 
-from st_hpo.backends.base import SearchTarget
 from st_hpo.backends.optuna.endings import only_logged, says_nothing
 from st_hpo.backends.optuna.remote import Outcome, Shipment, torch_settings
 from st_hpo.backends.optuna.settings import Settings
 from st_hpo.backends.optuna.shared import SharedStudy
 from st_hpo.backends.optuna.steady import impatient
 from st_hpo.backends.optuna.workers import Died, Workers, gpus_of_workers, threads_of_workers
+from st_hpo.backends.target import SearchTarget
 from st_hpo.errors import HPOError
 from st_hpo.faults import SearchStopped, describe
 from st_hpo.records import FAILED, PRUNED, TrialRecord

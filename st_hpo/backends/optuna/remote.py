@@ -33,7 +33,7 @@ class Shipment:
     """What every worker gets once.
 
     Attributes:
-        trials: The search's :class:`~st_hpo.backends.base.PortableTrials`.
+        trials: The search's :class:`~st_hpo.backends.target.PortableTrials`.
         storage: The study's storage, pickled on its own: opening it may take patience.
         patience: For how many seconds.
         url: Its URL where it has one: no message may show the password in it.

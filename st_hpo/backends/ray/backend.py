@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from st_hpo.backends.base import SearchBackend, SearchTarget, called_space, caught_exceptions, check_known
+from st_hpo.backends.base import SearchBackend, called_space, caught_exceptions, check_known
 from st_hpo.backends.ray.holder import held
 from st_hpo.backends.ray.monitor import Monitor, scope_of_best, worker_lost
 from st_hpo.backends.ray.scheduling import (
@@ -32,6 +32,7 @@ from st_hpo.backends.ray.settings import (
 )
 from st_hpo.backends.ray.space import check_tune_point, open_tune_space, tune_space
 from st_hpo.backends.ray.worker import OBJECTIVE, Shipment, TrialFailed, remote_baseline, remote_default, run_trial
+from st_hpo.backends.target import SearchTarget
 from st_hpo.errors import ConfigurationError, NotSupportedError
 from st_hpo.faults import describe
 from st_hpo.points import check_names, labelled

@@ -13,8 +13,8 @@ from typing import Any
 
 import cloudpickle
 
-from st_hpo.backends.base import SearchTarget
 from st_hpo.backends.ray.worker import HAS_FAILED, NAMES, OBJECTIVE, RECORD, TrialFailed
+from st_hpo.backends.target import SearchTarget
 from st_hpo.errors import BackendUnavailableError, ConfigurationError
 from st_hpo.faults import SearchStopped, describe
 from st_hpo.records import COMPLETED, FAILED, PRUNED, TrialRecord

@@ -11,8 +11,8 @@ from typing import Any
 
 import cloudpickle
 
-from st_hpo.backends.base import PortableTrials
 from st_hpo.backends.ray.scheduling import RUNG
+from st_hpo.backends.target import PortableTrials
 from st_hpo.checkpoints import TrialCheckpoints
 from st_hpo.errors import ConfigurationError, HPOError
 from st_hpo.records import FAILED, Baseline, TrialRecord

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from st_hpo.backends.base import SearchBackend, SearchTarget, called_space, caught_exceptions, check_known
+from st_hpo.backends.base import SearchBackend, called_space, caught_exceptions, check_known
 from st_hpo.backends.sigopt.client import PUBLIC_SERVICE, TOKEN_VARIABLE, URL_VARIABLE, SigOptServer, server_url
 from st_hpo.backends.sigopt.format import (
     check_local,
@@ -20,6 +20,7 @@ from st_hpo.backends.sigopt.format import (
 )
 from st_hpo.backends.sigopt.local import checked_point, search_locally, suggest_parameters
 from st_hpo.backends.sigopt.space import EncodedSpace
+from st_hpo.backends.target import SearchTarget
 from st_hpo.errors import ConfigurationError, NotSupportedError
 from st_hpo.points import labelled
 from st_hpo.space import Categorical, Int, SearchSpace, default_search_space

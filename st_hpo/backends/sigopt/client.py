@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from st_hpo.backends.base import SearchTarget
 from st_hpo.backends.sigopt.local import SigOptTrial
+from st_hpo.backends.target import SearchTarget
 from st_hpo.errors import BackendUnavailableError, ConfigurationError
 from st_hpo.records import COMPLETED, TrialRecord
 

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from st_hpo.backends.base import SearchTarget
 from st_hpo.backends.sigopt.format import category_names, conditions_of
+from st_hpo.backends.target import SearchTarget
 from st_hpo.conversion import convert, plain
 from st_hpo.errors import ConfigurationError, HyperparameterValueError
 from st_hpo.points import check_names

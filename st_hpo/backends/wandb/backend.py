@@ -8,7 +8,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from st_hpo.backends.base import SearchBackend, SearchTarget, caught_exceptions, check_known
+from st_hpo.backends.base import SearchBackend, caught_exceptions, check_known
+from st_hpo.backends.target import SearchTarget
 from st_hpo.backends.wandb import client as wandb_client
 from st_hpo.backends.wandb import space as wandb_space
 from st_hpo.backends.wandb.agent import Agent

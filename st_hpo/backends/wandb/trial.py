@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from st_hpo.backends.base import SearchTarget
+from st_hpo.backends.target import SearchTarget
 from st_hpo.backends.wandb import agent as wandb_agent
 from st_hpo.backends.wandb import space as wandb_space
 from st_hpo.errors import BackendUnavailableError, ConfigurationError
