@@ -1,6 +1,7 @@
-"""How many trials an hour: one process against two workers, on the embedded model, in turns.
+"""How many trials an hour: one process against two workers, and against upstream's search, in turns.
 
-Every search has a process of its own. ``--threads`` is what the sequential search has, and what the workers share.
+On the embedded model. Every search has a process of its own. ``--threads`` is what a sequential search has, and what
+the workers share.
 """
 
 from __future__ import annotations
@@ -21,45 +22,60 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "examples")]
 
 
+def search_space(trial: Any) -> dict[str, Any]:
+    """What is searched, for Optuna."""
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-3, log=True),
+        "per_device_train_batch_size": trial.suggest_categorical("per_device_train_batch_size", [32, 64]),
+        "warmup_steps": trial.suggest_float("warmup_steps", 0.0, 0.3),
+    }
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs one search in this process, and returns its times and objectives."""
-    from one_search import OURS, arguments, import_trainer, model_init_from, shape
+    """Runs one search in this process, and returns its times and proposals."""
+    from one_search import OURS, UPSTREAM, arguments, import_trainer, model_init_from, shape
 
-    trainer_class, _ = import_trainer(OURS, options.threads)
+    upstream = options.run == 0
+    trainer_class, _ = import_trainer(UPSTREAM if upstream else OURS, options.threads)
     import optuna
-
-    from st_hpo import Categorical, Float, SearchSpace
 
     parts = shape(None, options.train_size, options.dev_size)
     loss = parts.pop("loss")
     ended: list[float] = []
+    rates: list[float] = []
+
+    def space(trial: Any) -> dict[str, Any]:
+        found = search_space(trial)
+        rates.append(found["learning_rate"])
+        return found
+
+    def objective(metrics: dict[str, float]) -> float:
+        ended.append(time.perf_counter())
+        return metrics["eval_sts-dev_spearman_cosine"]
+
+    own: dict[str, Any] = {"compute_objective": objective} if upstream else {"baseline": False, "n_jobs": options.run}
+    if not upstream:
+        own["callbacks"] = [lambda study, trial: ended.append(time.perf_counter())]
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_class(
-            args=arguments(folder), model_init=model_init_from(None), loss_init=lambda model: loss(model), **parts
+            args=arguments(folder), model_init=model_init_from(None), loss=lambda model: loss(model), **parts
         )
         started = time.perf_counter()
-        best = trainer.hyperparameter_search(
-            SearchSpace(
-                {
-                    "learning_rate": Float(1e-5, 1e-3, log=True),
-                    "per_device_train_batch_size": Categorical([32, 64]),
-                    "warmup_steps": Float(0.0, 0.3),
-                }
-            ),
+        trainer.hyperparameter_search(
+            space,
             n_trials=options.trials,
+            direction="maximize",
             backend="optuna",
-            baseline=False,
             sampler=optuna.samplers.RandomSampler(seed=0),
-            n_jobs=options.run,
-            callbacks=[lambda study, trial: ended.append(time.perf_counter())],
+            **own,
         )
         seconds = time.perf_counter() - started
-    warm = options.run  # the first trial of each worker has the imports before it
+    warm = max(1, options.run)  # the first trial of each worker has the imports before it
     return {
         "seconds": seconds,
         "trials_per_hour": options.trials / seconds * 3600,
         "trials_per_hour_warm": (options.trials - warm) / (ended[-1] - ended[warm - 1]) * 3600,
-        "rates": [record.hyperparameters["learning_rate"] for record in best.run_summary.trials],
+        "rates": rates,
         "load": os.getloadavg()[0],
     }
 
@@ -79,7 +95,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--run", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--run", type=int, help=argparse.SUPPRESS)  # with so many workers; 0 is upstream's search
     options = parser.parse_args()
     if options.run is not None:
         print(json.dumps(measure(options)))
@@ -88,6 +104,7 @@ def main() -> None:
         f"one process, {options.threads} threads": (1, options.threads),
         "one process, 1 thread": (1, 1),
         f"{options.workers} workers": (options.workers, options.threads),
+        f"upstream, one process, {options.threads} threads": (0, options.threads),
     }
     rounds: list[dict[str, Any]] = []
     for _ in range(options.rounds):

@@ -9,17 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from st_hpo.continuation import left_out
 from st_hpo.errors import ConfigurationError
 from st_hpo.evaluations import Evaluation, EvaluationRecorder
+from st_hpo.loss_weights import LOSS_FILE, load_loss, save_loss
 from st_hpo.objective import PREFIX
 from st_hpo.records import TrialRecord
 
-LOSS_FILE = "loss.pt"
 BEST_FOLDER = "best"  # inside of a checkpoint: the weights of an earlier one
 
 
@@ -69,14 +68,20 @@ class TrialCheckpoints:
         """Sets the arguments by which upstream writes the checkpoints that the backend needs, and can continue.
 
         Raises:
-            ConfigurationError: The best checkpoint would be another one than without those of the backend.
+            ConfigurationError: The best checkpoint would be another one than without those of the backend, or a
+                training could not go on from one as it was.
         """
         if self._folder is None:
             # From these, the training would not go on as it was: another model would be its best, its optimizer or
             # its data would begin anew
-            if args.load_best_model_at_end or args.save_only_model or args.ignore_data_skip:
+            if args.load_best_model_at_end or args.save_only_model or args.ignore_data_skip or left_out(args):
                 self._resume_from = None
         else:
+            if (name := left_out(args)) is not None:
+                raise ConfigurationError(
+                    f"The scheduler pauses trials, and with {name} they could not go on as if they had not paused. "
+                    "Leave it out, or choose a scheduler that pauses nothing, such as AsyncHyperBandScheduler."
+                )
             needed = args.eval_strategy, args.eval_steps
             fewer = args.save_strategy == args.eval_strategy == "steps" and args.save_steps != args.eval_steps
             if args.load_best_model_at_end and fewer:
@@ -119,6 +124,11 @@ class TrialCheckpoints:
         Returns:
             Whether one is written, after which the trial ends by itself. False: it is to be ended now.
         """
+        return False
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether the trial ends as soon as its checkpoint is written."""
         return False
 
     def failed(self, exc: Exception) -> None:
@@ -168,37 +178,6 @@ def _set_options(optimizer: Any, scheduler: Any, options: list[dict[str, Any]]) 
                 base_rates[index] = wanted["lr"]
     if base_rates is not None:
         scheduler.base_lrs = base_rates
-
-
-def _modules(loss: Any) -> dict[str, nn.Module]:
-    if isinstance(loss, Mapping):
-        return {f"{name}.": item for name, item in loss.items() if isinstance(item, nn.Module)}
-    return {"": loss} if isinstance(loss, nn.Module) else {}
-
-
-def own_state(loss: Any, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Gives the tensors of a loss, or of a dict of them, that are not the model's, by name."""
-    models = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-    for prefix, module in _modules(loss).items():
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            if isinstance(tensor, torch.Tensor) and id(tensor) not in models:
-                yield prefix + name, tensor.detach()
-
-
-def save_loss(loss: Any, model: nn.Module, file: Path) -> None:
-    """Writes the tensors of a loss that are not the model's, if it has any."""
-    if own := dict(own_state(loss, model)):
-        torch.save(own, file)
-
-
-def load_loss(loss: Any, model: nn.Module, file: Path) -> None:
-    """Gives a loss the tensors that :func:`save_loss` has written; where it wrote none, nothing changes."""
-    if not file.is_file():
-        return
-    stored = torch.load(file, map_location="cpu", weights_only=True)
-    for name, tensor in own_state(loss, model):
-        if name in stored:
-            tensor.copy_(stored[name])
 
 
 def _add_best(checkpoint: str, best: str | None) -> None:

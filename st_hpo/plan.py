@@ -69,8 +69,9 @@ class Plan:
         Args:
             records: The trials of this search that have ended.
         """
-        full = [record.seconds for record in records if record.state == COMPLETED and record.fraction == 1.0]
-        seconds = [item for item in full if item is not None]
+        completed = [record for record in records if record.state == COMPLETED and record.fraction]
+        # One that has gone on from where another had paused has trained the rest only
+        seconds = [item.seconds / item.fraction for item in completed if item.seconds and item.fraction]
         left = self.n_trials - len(records)
         if self.concurrency is None or not seconds or left <= 0 or self.limits.reason is not None:
             return None

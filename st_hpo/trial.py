@@ -64,8 +64,8 @@ class TrialRunner(TrialSetting):
             BaseException: What ended the trial, unless the backend pruned it; recorded before.
         """
         started, record.started = time.perf_counter(), time.time()
-        if isinstance(checkpoints, PausingCheckpoints) and (self.ranks is not None or self.best_evaluation):
-            checkpoints = None  # every rank would need the files; the best evaluation's weights would be missing
+        if isinstance(checkpoints, PausingCheckpoints) and not self._may_pause:
+            checkpoints = None
         args: list[Any] = []
         try:
             with self._console(), self.shared.trial():
@@ -126,7 +126,13 @@ class TrialRunner(TrialSetting):
                 assert isinstance(checkpoints, PausingCheckpoints)
                 checkpoints.from_the_beginning(exc)
                 forget_frames(exc)
+                release_memory(args)
                 self._train(record, routed, args, name, native, report, checkpoints, stop)
+
+    @property
+    def _may_pause(self) -> bool:
+        """Not with ranks, each of which would need the files; nor where what comes before a pause is asked for."""
+        return self.ranks is None and not self.best_evaluation and (self.saving is None or not self.saving.keeps)
 
     def take_over(self, record: TrialRecord, values: Mapping[str, Any], native: Any, trained: Trained) -> bool:
         """Completes a trial with the value of an earlier one, where there is one with the same hyperparameters.
@@ -210,6 +216,8 @@ class TrialRunner(TrialSetting):
 
         def on_rung(rung: Rung) -> None:
             assert report is not None and self.rungs is not None
+            if checkpoints is not None and checkpoints.is_pausing:
+                return  # at an earlier rung of the same step
             record.phases["rungs"] = record.phases.get("rungs", 0.0) + rung.seconds
             record.metrics = recordable(rung.metrics)
             if self.rung_evaluator is None and rung.step not in [item["step"] for item in record.evaluations]:
@@ -237,12 +245,10 @@ class TrialRunner(TrialSetting):
             trainer.callback_handler.callbacks.insert(0, AsTrial(name, dict(record.hyperparameters), stop, self.ranks))
         del model, loss
         try:
-            resume_from = None
-            if checkpoints is not None:
-                resume_from = checkpoints.attach(trainer, evaluations)
-                record.evaluations = list(checkpoints.curve)
             with phase(record, "train"):
                 try:
+                    resume_from = None if checkpoints is None else checkpoints.attach(trainer, evaluations)
+                    record.evaluations = [] if checkpoints is None else list(checkpoints.curve)
                     # A subclass may have a `train` of its own without arguments
                     _ = trainer.train() if resume_from is None else trainer.train(resume_from_checkpoint=resume_from)
                 except Exception as exc:

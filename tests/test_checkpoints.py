@@ -11,7 +11,9 @@ import torch
 from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
 from transformers import TrainerCallback
 
-from st_hpo.checkpoints import LOSS_FILE, TrialCheckpoints
+from st_hpo.checkpoints import TrialCheckpoints
+from st_hpo.errors import ConfigurationError
+from st_hpo.loss_weights import LOSS_FILE
 from st_hpo.records import COMPLETED, TrialRecord
 from st_hpo.testing import METRIC, build_tiny_model, make_trainer, sentence_pairs
 
@@ -174,3 +176,24 @@ def test_the_last_checkpoint_alone_is_kept(tiny_model, tmp_path):
         TrialCheckpoints(lambda one: seen.append(len(list(Path(one).parent.glob("checkpoint-*")))), str(tmp_path)),
     )
     assert seen == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"eval_on_start": True}, "eval_on_start=True"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size=True"),
+        ({"optim": "schedule_free_adamw"}, "optim='schedule_free_adamw'"),
+        ({"use_seedable_sampler": False}, "use_seedable_sampler=False"),
+        ({"dispatch_batches": True}, "dispatch_batches=True"),
+    ],
+)
+def test_what_cannot_go_on_as_it_was_is_refused_or_begun_anew(arguments, name, tiny_model, tmp_path):
+    args = trainer_of(tiny_model, tmp_path).args
+    for key, value in arguments.items():
+        setattr(args.accelerator_config if hasattr(args.accelerator_config, key) else args, key, value)
+    with pytest.raises(ConfigurationError, match=f"with {name}"):
+        TrialCheckpoints(lambda folder: None, folder=str(tmp_path)).prepare(args)
+    begun_anew = TrialCheckpoints(lambda folder: None, resume_from=str(tmp_path))
+    begun_anew.prepare(args)
+    assert begun_anew._resume_from is None

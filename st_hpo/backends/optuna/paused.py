@@ -6,9 +6,11 @@ Imports optuna: for the use of the backend's own functions only.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +19,14 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from st_hpo.backends.optuna.promotion import PROMOTED_ATTRIBUTE, loss_at, promoted_numbers
+from st_hpo.backends.optuna.records import RETRY_ATTRIBUTE
 
 if TYPE_CHECKING:
     from st_hpo.pausing import PausingCheckpoints
 
 _PREFIX = ".st_hpo-paused-"  # of a folder below the search's `output_dir`
 _LOCK = ".lock"
+_YOUNG_SECONDS = 60.0
 
 
 class PausedTrials:
@@ -69,6 +73,8 @@ class PausedTrials:
 
     def _sweep(self) -> None:
         for folder in self._parent.glob(f"{_PREFIX}*"):
+            if not (folder / _LOCK).exists() and time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
+                continue  # its search is about to lock it
             with contextlib.suppress(Timeout, OSError), FileLock(folder / _LOCK, timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -80,9 +86,10 @@ class PausedTrials:
         unfinished = [trial for trial in trials if not trial.state.is_finished()]
         wanted = {trial.number for trial in unfinished} | promoted_numbers(unfinished)
         wanted.update(trial.number for trial in best_paused(self._study, trials, self._keep))
-        for path in Path(self.folder).iterdir():
-            if path.is_dir() and int(path.name) not in wanted:
-                shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the folder is in reach of others
+            for path in Path(self.folder).iterdir():
+                if path.name.isdigit() and int(path.name) not in wanted:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def best_paused(study: Any, trials: list[FrozenTrial], count: int, pausing: int | None = None) -> list[FrozenTrial]:
@@ -101,7 +108,8 @@ def best_paused(study: Any, trials: list[FrozenTrial], count: int, pausing: int 
         if (trial.state == TrialState.PRUNED and trial.number not in promoted) or trial.number == pausing
     ]
     for rung in {trial.last_step for trial in waiting if trial.last_step is not None}:
-        here = [trial for trial in waiting if trial.last_step == rung]
+        at_rung = [trial for trial in waiting if trial.last_step == rung]
+        here = [trial for trial in at_rung if not math.isnan(trial.intermediate_values[rung])]
         found += sorted(here, key=lambda trial: (loss_at(study, trial, rung), trial.number))[:count]
     return found
 
@@ -124,5 +132,6 @@ def checkpoints_of(trial: Any, folder: str | None) -> PausingCheckpoints | None:
         return number in [other.number for other in best]
 
     before = trial.user_attrs.get(PROMOTED_ATTRIBUTE)
-    paused = None if before is None else os.path.join(folder, str(before["of"]))
+    tried = RETRY_ATTRIBUTE in trial.user_attrs  # its process has died, maybe of what it loaded
+    paused = None if before is None or tried else os.path.join(folder, str(before["of"]))
     return PausingCheckpoints(os.path.join(folder, str(trial.number)), paused, is_kept)
