@@ -96,9 +96,9 @@ def run_upstream_ray(options: argparse.Namespace, folder: str) -> list[tuple[flo
     import numpy as np
     from ray import tune
 
-    np.random.seed(options.seed)  # Ray Tune's own search draws from it
     started, wall = time.perf_counter(), time.time()
     trainer = build(options, folder, eval_strategy="steps", eval_steps=1 / EVALUATIONS)
+    np.random.seed(options.seed)  # Ray Tune's own search draws from it, and upstream's trainer has just seeded it
     found = trainer.hyperparameter_search(
         hp_space=ray_space,
         compute_objective=_metric,

@@ -74,7 +74,8 @@ def trainer_allows(trainer: Any) -> bool:
     Args:
         trainer: The trainer of a trial, not trained yet.
     """
-    args, collator = trainer.args, trainer.data_collator
+    args, collator, model = trainer.args, trainer.data_collator, trainer.model
+    owner = getattr(getattr(collator, "preprocess_fn", None), "__self__", None)
     callbacks = [type(item) for item in trainer.callback_handler.callbacks]
     # Of several of one class, upstream restores what they had at first
     exported = Counter(kind for kind in callbacks if issubclass(kind, ExportableState))
@@ -84,8 +85,8 @@ def trainer_allows(trainer: Any) -> bool:
         all(_is_known(kind) and kind.__name__ not in _BEGIN_ANEW for kind in (type(trainer), *callbacks))
         and all(count == 1 for count in exported.values())
         and _is_known(type(collator))
-        and getattr(getattr(collator, "preprocess_fn", None), "__self__", None) is trainer.model
-        and all(_is_known(type(module)) for module in trainer.model.modules() if _tokenises(module))
+        and id(owner) == id(model)
+        and all(_is_known(type(module)) for module in model.modules() if _tokenises(module))
         and isinstance(dataset, Dataset | DatasetDict | dict)
         and all(type(item) is Dataset and not _is_transformed(item) for item in datasets)
         and isinstance(args.batch_sampler, str)
@@ -93,7 +94,7 @@ def trainer_allows(trainer: Any) -> bool:
         and trainer.optimizer is None
         and trainer.lr_scheduler is None
         and getattr(trainer, "optimizer_cls_and_kwargs", None) is None
-        and all(isinstance(value, torch.Tensor) for value in trainer.model.state_dict().values())
+        and all(isinstance(value, torch.Tensor) for value in model.state_dict().values())
         and all(weight.device == torch.device(args.device) for weight in _weights(trainer))
     )
 

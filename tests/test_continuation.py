@@ -74,6 +74,7 @@ class Annealed:
 
     def __init__(self) -> None:
         self.count = 0
+        self.__name__ = "annealed"
 
     def __call__(self, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
         self.count += 1

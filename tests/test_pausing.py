@@ -82,11 +82,14 @@ def test_what_a_killed_search_has_left_goes_with_the_next_and_that_of_a_running_
     study = optuna.create_study()
     left = tmp_path / f"{paused_module._PREFIX}killed"
     (left / "0").mkdir(parents=True)
+    (left / paused_module._LOCK).touch()
+    young = tmp_path / f"{paused_module._PREFIX}young"  # about to be locked
+    young.mkdir()
     with PausedTrials(study, 1, str(tmp_path)).kept() as one:
         assert not left.exists()
         with PausedTrials(study, 1, str(tmp_path)).kept():
             assert one.folder is not None and Path(one.folder).is_dir()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [young]
 
 
 def test_a_folder_that_cannot_be_made_keeps_nobody_from_searching(tmp_path):
