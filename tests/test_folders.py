@@ -15,8 +15,7 @@ from st_hpo.folders import LOCK, MARKER, Saving, keep_best
 from st_hpo.objective import Objective
 from st_hpo.records import COMPLETED, FAILED, TrialRecord
 
-from fast_trainer import METRIC, RATES, FailIn, fast_arguments, fast_trainer, random_sampler
-from small_disk import Ballast
+from fast_trainer import METRIC, RATES, Ballast, FailIn, fast_arguments, fast_trainer, random_sampler
 
 pytest_plugins = ["small_disk"]
 

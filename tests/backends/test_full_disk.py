@@ -28,9 +28,8 @@ from st_hpo.errors import BackendUnavailableError
 from st_hpo.faults import is_disk_full
 from st_hpo.records import COMPLETED, FAILED
 
-from fast_trainer import METRIC, RATES, fast_arguments, fast_trainer, random_sampler
+from fast_trainer import METRIC, RATES, Ballast, fast_arguments, fast_trainer, random_sampler
 from scenarios import embedding_evaluator
-from small_disk import Ballast
 
 pytest_plugins = ["shared_fixtures", "small_disk"]
 pytestmark = pytest.mark.usefixtures("quiet_optuna")
