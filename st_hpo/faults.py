@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from st_hpo.errors import ConfigurationError, HPOError, RankError, TooManyFailuresError
+from st_hpo.errors import BackendUnavailableError, ConfigurationError, HPOError, RankError, TooManyFailuresError
 from st_hpo.records import COMPLETED, FAILED, PRUNED, TrialRecord
 
 ON_ERROR = ("raise", "continue")
 # What torch and its libraries say where they raise a plain RuntimeError
 _MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 _MEMORY, _DISK = "Out of memory: ", "Disk full: "
+SQLITE_FULL = "database or disk is full"
 _DISK_MESSAGES = (
+    SQLITE_FULL,
     "No space left on device",
     "Disk quota exceeded",
     "PytorchStreamWriter failed writing file",
@@ -54,6 +56,8 @@ def is_disk_full(exc: BaseException) -> bool:
     """Whether an exception says that a disk is full."""
     if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
+    if isinstance(exc, BackendUnavailableError):  # the study's disk: that is no matter of the trial
+        return False
     return isinstance(exc, Exception) and any(text in str(exc) for text in _DISK_MESSAGES)
 
 

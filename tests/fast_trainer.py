@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -81,3 +84,36 @@ class FailIn(TrainerCallback):
             if isinstance(self.error, KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)  # what Ctrl-C does
             raise self.error
+
+
+def fill(file: Path, left: int = 0) -> None:
+    """Fills a disk with one file.
+
+    Args:
+        file: The file.
+        left: How many bytes to leave.
+    """
+    disk = os.statvfs(file.parent)
+    file.write_bytes(bytes(disk.f_bavail * disk.f_frsize - left))
+
+
+class Ballast(TrainerCallback):
+    """Fills the disk in one trial, with a checkpoint of that trial's, which goes when it has failed.
+
+    Args:
+        trial: The trial's name.
+        left: How many bytes to leave.
+        before: Called before the disk is full.
+    """
+
+    def __init__(self, trial: str, left: int = 0, before: Callable[[], None] = lambda: None) -> None:
+        self.trial = trial
+        self.left = left
+        self.before = before
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.trial_name == self.trial:
+            self.before()
+            folder = Path(args.output_dir, "checkpoint-0")
+            folder.mkdir()
+            fill(folder / "ballast", self.left)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 import torch
@@ -20,7 +21,7 @@ from transformers import TrainerCallback
 
 from st_hpo import ConfigurationError, NoFinishedTrialError, TooManyFailuresError
 from st_hpo.faults import FaultPolicy, StopSignal, describe, is_disk_full, is_out_of_memory
-from st_hpo.records import COMPLETED, FAILED
+from st_hpo.records import COMPLETED, FAILED, PRUNED
 
 from fast_trainer import METRIC, RATES, FailIn, fast_trainer, random_sampler
 
@@ -196,8 +197,6 @@ except SystemExit as exc:
 
 
 def test_sigterm_ends_a_trial_between_its_steps_and_keeps_the_study_consistent(tmp_path):
-    import optuna
-
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1] / "examples")])
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
@@ -235,6 +234,13 @@ def test_a_signal_handler_is_for_the_main_thread_alone():
     assert done[0].run_summary.trials[0].state == COMPLETED
 
 
+class EverySeventh(optuna.pruners.BasePruner):
+    """Prunes trials 5, 12, 19 and so on."""
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.number % 7 == 5
+
+
 @pytest.mark.slow
 def test_nothing_grows_over_fifty_trials_of_all_kinds():
     """Memory, file handles, threads and child processes, over finished, failed and pruned trials."""
@@ -257,7 +263,9 @@ def test_nothing_grows_over_fifty_trials_of_all_kinds():
 
     failing = FailIn({number for number in range(50) if number % 7 == 3}, ValueError("now and then"))
     trainer = fast_trainer(callbacks=[Measure(), failing])
-    search(trainer, n_trials=50, on_error="continue")
+    search(trainer, n_trials=50, on_error="continue", pruner=EverySeventh(), rungs=[0.5])
+    assert states(trainer)[:7] == [COMPLETED] * 3 + [FAILED, COMPLETED, PRUNED, COMPLETED]
+    assert states(trainer)[3:].count(FAILED) == states(trainer)[3:].count(PRUNED) == 7
     assert len(seen) == 50
     memory, handles, threads, children = zip(*seen, strict=True)
     # The lowest of some trials: what the allocator keeps for a moment comes and goes by a model's size

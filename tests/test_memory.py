@@ -11,6 +11,8 @@ import weakref
 
 import optuna
 import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 from transformers import TrainerCallback
 
 from fast_trainer import METRIC, RATES, FailIn, fast_arguments, fast_trainer, model_init
@@ -72,6 +74,30 @@ def test_one_model_is_alive_in_every_one_of_20_trials_also_after_pruned_and_fail
     assert models.count() == 0, "after the search none is left"
     trainer.train()
     assert models.count() == 1
+
+
+class OutOfMemory(CoSENTLoss):
+    """Has no memory for the forward pass, after that of the model."""
+
+    def forward(self, sentence_features, labels):
+        embeddings = [self.model(features) for features in sentence_features]
+        raise torch.OutOfMemoryError(f"CUDA out of memory after {len(embeddings)} columns")
+
+
+def test_after_out_of_memory_the_next_trial_has_the_memory_for_itself():
+    models = AliveModels()
+    alive = CountAlive(models)
+    made = iter(range(-2, 1000))  # the trainer's own loss, and the baseline's
+
+    def loss_init(model):
+        return (OutOfMemory if next(made) in (0, 2) else CoSENTLoss)(model)
+
+    trainer = fast_trainer(model_init=models, loss_init=loss_init, callbacks=[alive])
+    result = trainer.hyperparameter_search(RATES, METRIC, n_trials=4).run_summary
+    assert [trial.state for trial in result.trials] == ["failed", "completed"] * 2
+    assert all(trial.error.startswith("Out of memory: OutOfMemoryError: ") for trial in result.trials[::2])
+    assert alive.counts == [1] * (1 + 3) * 2  # a failed trial comes to no step
+    assert models.count() == 0
 
 
 def test_a_training_after_another_builds_its_model_when_the_first_is_gone():

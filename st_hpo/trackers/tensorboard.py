@@ -20,7 +20,7 @@ class TensorBoardTrialRun(TrialRun):
         """See :meth:`TrialRun.open`."""
         root = os.getenv("TENSORBOARD_LOGGING_DIR")
         root = os.path.join(self.facts.folder, "runs") if root is None else os.path.expanduser(root)
-        self._folder = os.path.join(root, re.sub(r"[^\w.\- ]", "_", self.facts.group), self.facts.name)
+        self._folder = os.path.join(root, _folder_name(self.facts.group), self.facts.name)
         self.callback.tb_writer = _writer(self._folder)
 
     def begun(self) -> None:
@@ -42,6 +42,12 @@ class TensorBoardTrialRun(TrialRun):
             writer.add_hparams(values, self.facts.final(record), **where)
         finally:
             writer.close()
+
+
+def _folder_name(group: str) -> str:
+    """Returns the group as the name of a folder, which leads to no other one."""
+    name = re.sub(r"[^\w.\- ]", "_", group)
+    return name.replace(".", "_") if name in (".", "..") else name
 
 
 def _writer(folder: str) -> Any:

@@ -180,7 +180,7 @@ def test_an_object_is_a_storage_too_and_sqlite_counts_right(tmp_path):
 
 def test_a_journal_that_ends_well_stays_as_it_is(tmp_path):
     path = tmp_path / "study.journal"
-    optuna.create_study(storage=open_journal(str(path)), study_name="s").ask()
+    optuna.create_study(storage=open_journal(str(path), 1.0), study_name="s").ask()
     content = path.read_bytes()
-    open_journal(str(path))
+    open_journal(str(path), 1.0)
     assert path.read_bytes() == content and [item.name for item in tmp_path.iterdir()] == ["study.journal"]

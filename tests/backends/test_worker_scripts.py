@@ -30,6 +30,7 @@ from workers_setup import (
     workers_of,
 )
 
+pytest_plugins = ["shared_fixtures"]
 pytestmark = pytest.mark.slow  # a worker imports PyTorch and transformers first: seconds
 SCRIPT = """
 import sys
@@ -48,7 +49,7 @@ trainer = make_trainer(sys.argv[2], folder / "output", loss_init=loss_init, call
 trainer.args.max_steps = int(sys.argv[4])
 best = trainer.hyperparameter_search(
     SPACE, compute_objective=METRIC, n_trials=5, backend="optuna", n_jobs=2, baseline=False, resume=True,
-    heartbeat_interval=1.0,
+    heartbeat_interval=1.0, storage=sys.argv[5] or None, study_name="st_hpo",
 )
 print("best", best.objective, sorted({record.state for record in best.run_summary.trials}))
 """
@@ -57,6 +58,12 @@ print("best", best.objective, sorted({record.state for record in best.run_summar
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return build_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module", params=["journal", "postgres"])
+def database(request: pytest.FixtureRequest) -> str:
+    """The storage's URL; an empty one for the journal in the output folder."""
+    return "" if request.param == "journal" else request.getfixturevalue(request.param).new_database("study")
 
 
 @pytest.fixture(autouse=True)
@@ -81,12 +88,12 @@ def _ended(temporary):
     started.clear()
 
 
-def script(tiny_model: str, folder: Path, slow: str, steps: int = 4) -> subprocess.Popen:
+def script(tiny_model: str, folder: Path, slow: str, steps: int = 4, where: str = "") -> subprocess.Popen:
     """Starts a search; it has no ``if __name__ == "__main__"``."""
     (folder / "script.py").write_text(SCRIPT)
     path = [str(ROOT), *(str(ROOT / name) for name in ("examples", "tests", "tests/backends"))]
     process = subprocess.Popen(
-        [sys.executable, str(folder / "script.py"), str(folder), tiny_model, slow, str(steps)],
+        [sys.executable, str(folder / "script.py"), str(folder), tiny_model, slow, str(steps), where],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -97,15 +104,15 @@ def script(tiny_model: str, folder: Path, slow: str, steps: int = 4) -> subproce
     return process
 
 
-def study_in(folder: Path) -> list[Any]:
+def study_in(folder: Path, where: str = "") -> list[Any]:
     from st_hpo.backends.optuna.storage import JOURNAL, open_journal
 
-    storage = open_journal(str(folder / "output" / JOURNAL))
+    storage = where or open_journal(str(folder / "output" / JOURNAL), 1.0)
     return optuna.load_study(study_name="st_hpo", storage=storage).get_trials()
 
 
-def test_a_script_whose_parent_is_killed_leaves_no_process_and_is_resumed(tiny_model, tmp_path, temporary):
-    process = script(tiny_model, tmp_path, "run-2,run-3", steps=100)
+def test_a_script_whose_parent_is_killed_leaves_no_process_and_is_resumed(tiny_model, tmp_path, temporary, database):
+    process = script(tiny_model, tmp_path, "run-2,run-3", 100, database)
     until(lambda: any(name.startswith("run-3") for name in os.listdir(tmp_path)))
     left = workers_of(process.pid)
     assert len(left) == 2
@@ -113,11 +120,11 @@ def test_a_script_whose_parent_is_killed_leaves_no_process_and_is_resumed(tiny_m
     process.communicate()
     until(lambda: not any(is_worker(worker) for worker in left))
     assert not [item for item in temporary.iterdir() if item.name.startswith("st_hpo")]
-    assert [trial.state for trial in study_in(tmp_path)] == [COMPLETE, COMPLETE, RUNNING, RUNNING]
-    resumed = script(tiny_model, tmp_path, "none", steps=100)
+    assert [trial.state for trial in study_in(tmp_path, database)] == [COMPLETE, COMPLETE, RUNNING, RUNNING]
+    resumed = script(tiny_model, tmp_path, "none", 100, database)
     output, _ = resumed.communicate(timeout=PATIENCE)
     assert resumed.returncode == 0 and "best" in output, output
-    trials = study_in(tmp_path)
+    trials = study_in(tmp_path, database)
     assert sum(map(counts, trials)) == 5 and len(trials) == 7
     assert {str(trial.params) for trial in trials[2:4]} == {str(trial.params) for trial in trials[4:6]}
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from tensorboard.util import tensor_util
+
+from st_hpo.records import TrialRecord
+from st_hpo.trackers.tensorboard import TensorBoardTrialRun
+from st_hpo.trackers.trial_run import TrialFacts
 
 PAGE = Path(__file__).parents[2] / "docs" / "trackers.md"
 SCALAR = "eval/sts-dev_spearman_cosine"
@@ -61,6 +66,19 @@ def test_the_folder_of_the_environment_is_taken(three_trials, monkeypatch, tmp_p
     result = three_trials("tensorboard", eval_strategy="steps", save_strategy="no")
     check(result, tmp_path / "boards" / "a study")
     assert not list(Path("output").rglob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("study_name", "folder"),
+    [("..", "__"), (".", "_"), ("../../other", ".._.._other"), ("/etc", "_etc"), ("a.b", "a.b")],
+)
+def test_no_name_of_a_study_leads_out_of_the_folder(study_name, folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "boards"))
+    facts = TrialFacts("run-0", study_name, "0", {}, "output", [], False)
+    run = TensorBoardTrialRun(SimpleNamespace(tb_writer=None), facts)
+    run.open(None, None)
+    run.close(TrialRecord(0, "completed", 0.5))
+    assert {path.parent for path in tmp_path.rglob("events*")} == {tmp_path / "boards" / folder / "run-0"}
 
 
 def test_the_example_of_the_documentation_runs():

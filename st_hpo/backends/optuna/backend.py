@@ -191,6 +191,7 @@ class OptunaBackend(SearchBackend):
         catch: tuple[type[BaseException], ...],
     ) -> Any:
         from st_hpo.backends.optuna.endings import only_logged, says_nothing
+        from st_hpo.backends.optuna.patience import in_trial
         from st_hpo.backends.optuna.paused import checkpoints_of
         from st_hpo.backends.optuna.promotion import Reporter
 
@@ -200,7 +201,8 @@ class OptunaBackend(SearchBackend):
         report = Reporter(trial) if single else None
         checkpoints = checkpoints_of(trial, None if self._paused is None else self._paused.folder)
         try:
-            record = trainer.run_trial(trial.number, propose, trial, report, checkpoints=checkpoints, catch=catch)
+            with in_trial():
+                record = trainer.run_trial(trial.number, propose, trial, report, checkpoints=checkpoints, catch=catch)
         except BaseException as exc:
             if isinstance(exc, self.pruned_exceptions):
                 return source.tell(trial, trainer.record_of(trial.number))

@@ -51,7 +51,7 @@ def opened_study(settings: Settings, directions: list[str], output_dir: str) -> 
                 arguments.setdefault("study_name", STUDY_NAME)
             else:
                 folder = tempfile.mkdtemp(prefix="st_hpo-study-")
-            arguments["storage"] = open_journal(os.path.join(folder or output_dir, JOURNAL))
+            arguments["storage"] = open_journal(os.path.join(folder or output_dir, JOURNAL), settings.storage_patience)
             shared = settings.resume
         yield _created_or_loaded(arguments, directions, settings.resume), shared
     finally:

@@ -1,20 +1,46 @@
-"""Waiting for a storage whose server is away. Pure Python, but for the exceptions of drivers."""
+"""Waiting for a storage whose server is away, or its disk full. Pure Python, but for the exceptions of drivers."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from st_hpo.backends.optuna.urls import redacted
 from st_hpo.errors import BackendUnavailableError
+from st_hpo.faults import SQLITE_FULL, is_disk_full
 
 _LONGEST_PAUSE = 5.0
+_in_trial: ContextVar[bool] = ContextVar("_in_trial", default=False)
+
+
+@contextlib.contextmanager
+def in_trial() -> Iterator[None]:
+    """While a trial runs, its thread waits for no disk: it may be full of the trial's files, which go if it fails."""
+    token = _in_trial.set(True)
+    try:
+        yield
+    finally:
+        _in_trial.reset(token)
+
+
+def full_disk(exc: BaseException) -> str | None:
+    """Returns what an exception says of a full disk, on which a journal or a SQLite file is; None if it is another."""
+    cause = exc.__cause__ if type(exc).__name__ == "StorageInternalError" else exc
+    original = getattr(cause, "orig", None) or cause
+    if isinstance(original, OSError) and is_disk_full(original):
+        return original.strerror or str(original)
+    return str(original) if SQLITE_FULL in str(original) else None
 
 
 def is_away(exc: BaseException) -> bool:
     """Whether an exception says that the storage's server or file could not be used just now."""
+    if full_disk(exc) is not None:
+        return True
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, TimeoutError
 
@@ -59,12 +85,15 @@ class Patience:
 
         Raises:
             BackendUnavailableError: The storage has been away for too long.
+            OSError: Its disk is full while a trial runs: see :func:`in_trial`.
         """
         began, pause = math.inf, 0.1
         while True:
             try:
                 answer = function()
             except Exception as exc:
+                if _in_trial.get() and (reason := full_disk(exc)) is not None:
+                    raise OSError(errno.ENOSPC, f"The study cannot be written to: {reason}") from None
                 if not is_away(exc):
                     self._is_back()
                     raise

@@ -16,7 +16,7 @@ from typing import Any
 
 import cloudpickle
 
-from st_hpo.backends.optuna.patience import Patience
+from st_hpo.backends.optuna.patience import Patience, in_trial
 from st_hpo.faults import SearchStopped, StopSignal
 from st_hpo.records import COMPLETED, TrialRecord
 from st_hpo.shipping import Parcel, pack_exception
@@ -165,7 +165,8 @@ class _Worker:
         report = None if self._shipment.several else Reporter(trial)
         checkpoints = checkpoints_of(trial, self._shipment.paused)
         try:
-            self._shipment.trials.run(record, propose, trial, report, checkpoints, stop=self._stop)
+            with in_trial():
+                self._shipment.trials.run(record, propose, trial, report, checkpoints, stop=self._stop)
         finally:
             self._trials_run += 1
             if self._trials_run == 1:

@@ -1,4 +1,4 @@
-"""A storage that waits while its server restarts, and counts right with several processes.
+"""A storage that waits while its server restarts or its disk is full, and counts right with several processes.
 
 Imports optuna: for the use of the backend's own functions only.
 """
@@ -13,20 +13,21 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 
+from st_hpo.backends.optuna.journal import WholeLinesJournal
 from st_hpo.backends.optuna.patience import Patience
 from st_hpo.backends.optuna.records import WORKER_ATTRIBUTE
 from st_hpo.backends.optuna.urls import is_in_memory
 
 
 def steady(storage: Any, patience: float) -> Any:
-    """Returns the storage as one that waits for its server and counts right with several processes.
+    """Returns the storage as one that waits for its server or its disk, and counts right with several processes.
 
-    Journals and storages of other packages are returned as they are.
+    Journals on Redis and storages of other packages are returned as they are.
     """
     backend = getattr(storage, "_backend", None)
     if isinstance(backend, RDBStorage):
         _one_writer_at_a_time(backend)
-    elif not isinstance(storage, GrpcStorageProxy):
+    elif not isinstance(storage, GrpcStorageProxy) and not isinstance(backend, WholeLinesJournal):
         return storage
     steady_storage: Any = SteadyStorage  # its methods come from `_Delegating`, which no type checker sees
     return steady_storage(storage, patience)
@@ -73,7 +74,9 @@ def _delegate(name: str) -> Any:
 
 
 class SteadyStorage(_Delegating, BaseStorage):
-    """A storage that waits while its server restarts, and does nothing twice where only the answer was lost.
+    """A storage that waits while its server restarts or its disk is full.
+
+    It does nothing twice where only the answer was lost.
 
     Args:
         inner: Optuna's storage.
@@ -86,7 +89,8 @@ class SteadyStorage(_Delegating, BaseStorage):
         self._studies: set[int] = set()
 
     def __reduce__(self) -> Any:
-        return _reopened, (getattr(self.inner, "_backend", self.inner), self.patience.seconds)
+        backend = getattr(self.inner, "_backend", None)
+        return _reopened, (backend if isinstance(backend, RDBStorage) else self.inner, self.patience.seconds)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         return self.patience.call(lambda: getattr(self.inner, name)(*args, **kwargs))

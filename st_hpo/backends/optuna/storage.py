@@ -6,15 +6,15 @@ Imports optuna: for the use of the backend's own functions only.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import optuna
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, get_storage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileSymlinkLock
 
 from st_hpo.backends.optuna.careful import RedisWithoutSnapshots
+from st_hpo.backends.optuna.journal import WholeLinesJournal, with_whole_lines
 from st_hpo.backends.optuna.steady import steady
 from st_hpo.backends.optuna.urls import driver_of, redacted
 from st_hpo.errors import BackendNotInstalledError, ConfigurationError
@@ -51,7 +51,7 @@ def open_storage(storage: Any, patience: float) -> Any:
         raise ConfigurationError(
             f"The storage {where} cannot be opened: {type(exc).__name__}: {redacted(str(exc), storage)}"
         ) from None
-    return steady(opened, patience)
+    return steady(with_whole_lines(opened), patience)
 
 
 def _engine_arguments(url: str) -> dict[str, Any]:
@@ -60,19 +60,14 @@ def _engine_arguments(url: str) -> dict[str, Any]:
     return {"pool_pre_ping": True}
 
 
-def open_journal(path: str) -> Any:
-    """Opens a journal file; a last line that a power cut has torn is taken off, which would make it unreadable."""
-    lock = JournalFileSymlinkLock(path)
-    if os.path.exists(path):
-        lock.acquire()
-        try:
-            with open(path, "rb+") as file:
-                content = file.read()
-                if not content.endswith(b"\n"):
-                    file.truncate(content.rfind(b"\n") + 1)
-        finally:
-            lock.release()
-    return JournalStorage(JournalFileBackend(path, lock_obj=lock))
+def open_journal(path: str, patience: float) -> Any:
+    """Opens a journal file.
+
+    Args:
+        path: The file.
+        patience: See :class:`~st_hpo.backends.optuna.steady.SteadyStorage`.
+    """
+    return steady(JournalStorage(WholeLinesJournal(path, JournalFileSymlinkLock(path))), patience)
 
 
 def in_memory(study: Any) -> Any:
