@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -102,13 +102,20 @@ class SearchProgress:
         if self._plan is not None:
             self._say("\n".join(self._plan.lines(names, directions)))
 
-    def trial_ended(self, record: TrialRecord, best: Any, records: Sequence[TrialRecord]) -> None:
+    def trial_ended(
+        self,
+        record: TrialRecord,
+        best: Any,
+        records: Sequence[TrialRecord],
+        known: Callable[[], Sequence[TrialRecord]] | None = None,
+    ) -> None:
         """Moves on by one trial, shows the best objective so far, and says once how long the rest may take.
 
         Args:
             record: The trial.
             best: The best objective so far, None if there is none.
-            records: All trials that have ended in this search.
+            records: The trials that this search has run.
+            known: Gives all trials of its study; called once in a search at most. None where there are no others.
         """
         if record.state == FAILED:
             self._say(f"Trial {record.number} failed: {record.error}")
@@ -118,8 +125,10 @@ class SearchProgress:
         if self._bar.total is not None and self._bar.n >= self._bar.total:
             self._bar.total = self._bar.n + 1  # trials that are taken up again come beside those that were asked for
         self._bar.update(1)
-        if self._plan is not None and not self._estimated and (estimate := self._plan.estimate(records)) is not None:
-            self._estimated = True
+        if self._plan is None or self._estimated or self._bar.disable or not self._plan.can_estimate(records):
+            return
+        self._estimated = True
+        if (estimate := self._plan.estimate(records, known)) is not None:
             self._say(estimate)
 
     def end(self, records: Sequence[TrialRecord]) -> None:

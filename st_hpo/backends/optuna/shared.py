@@ -223,8 +223,6 @@ class SharedStudy:
         self._look_again_at = 0.0
         self._ended += not is_promoted(trial)
         self._out -= not self._in_total
-        if record is not None and is_promoted(trial):
-            record.continues = trial.user_attrs[PROMOTED_ATTRIBUTE]["of"]
         states = {COMPLETED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED}
         state = TrialState.FAIL if record is None else states.get(record.state, TrialState.FAIL)
         values = record.values if record is not None and state == TrialState.COMPLETE else None
