@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,37 +64,29 @@ class Plan:
             lines.append(f"      ends before, {', or '.join(ends)}")
         return lines
 
-    def can_estimate(self, records: Sequence[TrialRecord]) -> bool:
-        """Whether the time of a full training is known by now, and how many trials run at a time.
+    @property
+    def counts_others(self) -> bool:
+        """Whether what earlier searches and other processes have trained is a part of what this search is to train."""
+        return self.in_total or self.limits.budget is not None
 
-        Args:
-            records: The trials that this search has run.
-        """
-        return self.concurrency is not None and bool(_seconds_of_trainings(records))
-
-    def estimate(
-        self, records: Sequence[TrialRecord], known: Callable[[], Sequence[TrialRecord]] | None = None
-    ) -> str | None:
+    def estimate(self, records: Sequence[TrialRecord], others: Sequence[TrialRecord] = ()) -> str | None:
         """Returns how much time the search may still take, None where nothing can be said.
 
         It is the mean time of a full training, measured on the completed trials of this search, times what is left.
 
         Args:
             records: The trials that this search has run.
-            known: Gives all trials of its study, those of earlier searches and of other processes too. It is called
-                once at most, and only where these count. None where there are no others.
+            others: Those of earlier searches and of other processes, where they count.
         """
-        seconds = _seconds_of_trainings(records)
-        if self.concurrency is None or not seconds or self.limits.reason is not None:
-            return None
-        others_count = self.in_total or self.limits.budget is not None
-        in_study = records if known is None or not others_count else known()
-        left = self.n_trials - trials_done(in_study if self.in_total else records)
-        if left <= 0:
+        completed = [record for record in records if record.state == COMPLETED and record.fraction]
+        # One that has gone on from where another had paused has trained the rest only
+        seconds = [item.seconds / item.fraction for item in completed if item.seconds and item.fraction]
+        left = self.n_trials - trials_done([*others, *records] if self.in_total else records)
+        if self.concurrency is None or not seconds or left <= 0 or self.limits.reason is not None:
             return None
         what, amount = count(left, "more trial"), float(left)
         if self.limits.budget is not None:
-            unspent = max(0.0, self.limits.budget - trainings_done(in_study))
+            unspent = max(0.0, self.limits.budget - trainings_done([*others, *records]))
             if unspent < amount:
                 what, amount = f"the {unspent:.2g} full trainings that are left of the budget", unspent
         took = sum(seconds) / len(seconds) * amount / min(self.concurrency, max(1.0, amount))
@@ -102,15 +94,6 @@ class Plan:
             spent = sum(record.seconds or 0.0 for record in records) / self.concurrency
             took = min(took, max(0.0, self.timeout - spent))
         return f"About {duration(took)} for {what}, at most."
-
-
-def _seconds_of_trainings(records: Sequence[TrialRecord]) -> list[float]:
-    """One that has gone on from where another had paused has trained the rest only."""
-    return [
-        record.seconds / record.fraction
-        for record in records
-        if record.state == COMPLETED and record.seconds and record.fraction
-    ]
 
 
 def named(evaluator: Any) -> str:

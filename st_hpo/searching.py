@@ -76,8 +76,8 @@ class Searching(AfterSearch):
             compute_objective: A metric key, with or without ``eval_``; a list of keys or a callable that returns a
                 list, for several objectives; a callable of the metrics; or None for the evaluator's primary metric
                 (``eval_loss`` without an evaluator).
-            n_trials: How many trials to run, at least 1. By default 20; with a ``budget`` ten for each of its full
-                trainings, which is more than it pays for.
+            n_trials: How many trials to run, at least 1; with ``resume`` how many there are to be in total. By default
+                20; with a ``budget`` ten for each of its full trainings, which is more than it pays for.
             direction: ``"minimize"`` or ``"maximize"``, a list with one for each of several objectives. None where the
                 metric says it: an evaluator's primary metric through ``greater_is_better``, a loss is minimized.
             backend: ``"optuna"``, ``"ray"``, ``"wandb"``, ``"sigopt"``, or the name that another package has
@@ -98,7 +98,8 @@ class Searching(AfterSearch):
             share_work: Whether the trials of a process share the work that comes out the same in each: a text is
                 tokenised once, not once in every trial. No number depends on it.
             verbose: Whether to show the progress bars and log lines of every trial.
-            timeout: Seconds after which the search ends, between two steps of the trial that runs then.
+            timeout: Seconds after which the search ends, between two steps of the trial that runs then. They begin
+                after the baseline.
             budget: After so many full trainings no new trial is begun. A completed trial is one, a pruned or failed
                 one is the part of its own training that it has done. In a shared or continued study, its trials of all
                 processes count.

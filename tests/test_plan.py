@@ -125,29 +125,36 @@ def test_what_goes_on_from_a_pause_is_no_trial_more():
 def test_trials_of_others_count_where_the_search_counts_them(plan, estimate):
     # Theirs took longer, on another machine: how long trials take here is what those of this search have taken
     own, others = full(30, 10.0), [full(number, 1000.0) for number in range(30)]
-    assert plan.estimate([own], lambda: [*others, own, TrialRecord(31, RUNNING)]) == estimate
+    assert plan.estimate([own], [*others, TrialRecord(31, RUNNING)]) == estimate
 
 
-def test_the_study_is_asked_once_at_most():
-    records = [half(0), full(1, 1.0), full(2, 1.0), full(3, 1.0)]
+def test_the_study_is_asked_once_at_most(capsys):
+    own = [half(9), full(10, 1.0), full(11, 1.0), full(12, 1.0)]
+    asked: list[int] = []
 
-    def times_asked(plan: Plan) -> int:
-        asked: list[bool] = []
-
+    def times_asked(plan: Plan, disable: bool = False) -> int:
         def known() -> list[TrialRecord]:
-            asked.append(True)
-            return records[:2]
+            asked.append(1)
+            return [*(full(number, 50.0) for number in range(9)), own[0], TrialRecord(10, RUNNING)]
 
-        progress = SearchProgress(plan.n_trials, False, plan)
-        for ended in range(1, len(records) + 1):
-            progress.trial_ended(records[ended - 1], None, records[:ended], known)
-        progress.end(records)
+        asked.clear()
+        progress = SearchProgress(plan.n_trials, disable, plan)
+        for ended in range(1, len(own) + 1):
+            progress.trial_ended(own[ended - 1], None, own[:ended], known)
+        progress.end(own)
         return len(asked)
 
-    assert times_asked(Plan(9, "optuna", Limits(), in_total=True)) == 1
-    assert times_asked(Plan(2, "optuna", Limits(), in_total=True)) == 1
-    assert times_asked(Plan(9, "optuna", Limits())) == 0
-    assert times_asked(Plan(9, "ray", Limits(budget=9), concurrency=None)) == 0
+    assert times_asked(Plan(20, "optuna", Limits(), in_total=True)) == 1
+    out, err = capsys.readouterr()
+    assert "About 9 s for 9 more trials, at most." in out + err
+    assert re.findall(r"\d+/20", err)[-1] == "13/20"  # the bar begins with the trials that were there before
+    assert times_asked(Plan(20, "optuna", Limits(budget=12))) == 1
+    out, err = capsys.readouterr()
+    assert "About 1.5 s for the 1.5 full trainings that are left of the budget" in out + err
+    assert re.findall(r"\d+/20", err)[-1] == "4/20"
+    assert times_asked(Plan(9, "optuna", Limits(), in_total=True)) == 1  # others have run the last one meanwhile
+    assert times_asked(Plan(20, "optuna", Limits())) == 0
+    assert times_asked(Plan(20, "optuna", Limits(), in_total=True), disable=True) == 0
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -178,6 +185,8 @@ def test_a_search_that_is_resumed_says_what_is_left_of_the_total(tmp_path, capsy
     assert said_of_what_is_left(capsys) == ["1 more trial"]
     assert len(search(4).trials) == 4
     assert said_of_what_is_left(capsys) == ["1 more trial"]
+    assert len(search(4).trials) == 4  # nothing is left
+    assert said_of_what_is_left(capsys) == []
 
 
 def test_a_trial_that_pauses_and_goes_on_is_one_trial(tmp_path, capsys):
