@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from st_hpo.duplicates import taken_over
 from st_hpo.plan import Plan
 from st_hpo.records import FAILED, TrialRecord
+from st_hpo.stopping import trials_done
 
 _LOGGERS = ("sentence_transformers", "datasets", "accelerate")
 
@@ -91,6 +92,7 @@ class SearchProgress:
         self._bar = tqdm(total=total, desc="Hyperparameter search", unit="trial", disable=disable)
         self._plan = plan
         self._estimated = False
+        self._others: list[TrialRecord] | None = None
 
     def begin(self, names: Sequence[str], directions: Sequence[str]) -> None:
         """Says what is planned.
@@ -102,25 +104,45 @@ class SearchProgress:
         if self._plan is not None:
             self._say("\n".join(self._plan.lines(names, directions)))
 
-    def trial_ended(self, record: TrialRecord, best: Any, records: Sequence[TrialRecord]) -> None:
+    def trial_ended(
+        self,
+        record: TrialRecord,
+        best: Any,
+        records: Sequence[TrialRecord],
+        known: Callable[[], Sequence[TrialRecord]] = tuple,
+    ) -> None:
         """Moves on by one trial, shows the best objective so far, and says once how long the rest may take.
 
         Args:
             record: The trial.
             best: The best objective so far, None if there is none.
-            records: All trials that have ended in this search.
+            records: The trials that this search has run.
+            known: Gives all trials of its study, also those of earlier searches and of other processes. It may ask a
+                database, so it is called once: for the first trial, and only where those count.
         """
         if record.state == FAILED:
             self._say(f"Trial {record.number} failed: {record.error}")
         if best is not None:
             values = best if isinstance(best, list) else [best]
             self._bar.set_postfix_str("best " + ", ".join(f"{value:.5g}" for value in values), refresh=False)
+        self._look_at_others(records, known)
         if self._bar.total is not None and self._bar.n >= self._bar.total:
             self._bar.total = self._bar.n + 1  # trials that are taken up again come beside those that were asked for
         self._bar.update(1)
-        if self._plan is not None and not self._estimated and (estimate := self._plan.estimate(records)) is not None:
+        if self._plan is None or self._estimated:
+            return
+        if (estimate := self._plan.estimate(records, self._others or ())) is not None:
             self._estimated = True
             self._say(estimate)
+
+    def _look_at_others(self, records: Sequence[TrialRecord], known: Callable[[], Sequence[TrialRecord]]) -> None:
+        """Takes note of what others have trained before, and begins the bar there if its total counts them."""
+        if self._others is not None or self._bar.disable or self._plan is None or not self._plan.counts_others:
+            return
+        own = {record.number for record in records}
+        self._others = [record for record in known() if record.number not in own]
+        if self._plan.in_total:
+            self._bar.initial = self._bar.n = self._bar.last_print_n = trials_done(self._others)
 
     def end(self, records: Sequence[TrialRecord]) -> None:
         """Says which trials were not trained, and leaves the bar as it is."""

@@ -194,12 +194,13 @@ class Search:
         checkpoints: TrialCheckpoints | None = None,
         backend_id: str | None = None,
         catch: tuple[type[BaseException], ...] = (),
+        continues: int | None = None,
     ) -> TrialRecord:
         """See :meth:`st_hpo.backends.target.SearchTarget.run_trial`."""
         if (no_more := self.no_more) is not None:
             raise no_more
         self._announce(number, backend_id, report)
-        record = self._records[number] = TrialRecord(number, backend_id=backend_id)
+        record = self._records[number] = TrialRecord(number, backend_id=backend_id, continues=continues)
         try:
             self.runner.run(record, propose, native, report, checkpoints, stop=self._stop, trained=self._trained)
         except BaseException as exc:
@@ -277,7 +278,7 @@ class Search:
         self._look()
         if self._progress is not None:
             best = self._best.objective if self._best else None
-            self._progress.trial_ended(record, best, list(self._records.values()))
+            self._progress.trial_ended(record, best, list(self._records.values()), self._all_records)
 
     def result(self, interrupted: bool = False) -> SearchResult:
         """Returns what has been found so far."""

@@ -76,8 +76,8 @@ class Searching(AfterSearch):
             compute_objective: A metric key, with or without ``eval_``; a list of keys or a callable that returns a
                 list, for several objectives; a callable of the metrics; or None for the evaluator's primary metric
                 (``eval_loss`` without an evaluator).
-            n_trials: How many trials to run, at least 1. By default 20; with a ``budget`` ten for each of its full
-                trainings, which is more than it pays for.
+            n_trials: How many trials to run, at least 1; with ``resume`` how many there are to be in total. By default
+                20; with a ``budget`` ten for each of its full trainings, which is more than it pays for.
             direction: ``"minimize"`` or ``"maximize"``, a list with one for each of several objectives. None where the
                 metric says it: an evaluator's primary metric through ``greater_is_better``, a loss is minimized.
             backend: ``"optuna"``, ``"ray"``, ``"wandb"``, ``"sigopt"``, or the name that another package has
@@ -98,7 +98,8 @@ class Searching(AfterSearch):
             share_work: Whether the trials of a process share the work that comes out the same in each: a text is
                 tokenised once, not once in every trial. No number depends on it.
             verbose: Whether to show the progress bars and log lines of every trial.
-            timeout: Seconds after which the search ends, between two steps of the trial that runs then.
+            timeout: Seconds after which the search ends, between two steps of the trial that runs then. They begin
+                after the baseline.
             budget: After so many full trainings no new trial is begun. A completed trial is one, a pruned or failed
                 one is the part of its own training that it has done. In a shared or continued study, its trials of all
                 processes count.
@@ -125,11 +126,14 @@ class Searching(AfterSearch):
                 Optuna and Ray ``pruner``: ``"asha"``, ``"hyperband"`` or ``"median"``, or for Optuna any of its own,
                 whose steps are per cent of a trial's training (or examples); without one, nothing is pruned. For
                 Optuna those of ``optuna.create_study`` (``study_name``, ``storage``, ``sampler``, ``load_if_exists``)
-                and of ``Study.optimize`` (``gc_after_trial``, ``callbacks``), and ``terminator``, one of Optuna's or
-                True, which ends the search between two trials; for Ray those of ``ray.tune.run``
-                (``resources_per_trial``, ``scheduler``, ``search_alg``, ...); for W&B ``project``, ``entity``,
-                ``name``, ``sweep_id``, ``metric``, ``method``, ``early_terminate``; for SigOpt ``name``, ``project``,
-                ``conditionals``, ``seed``.
+                and of ``Study.optimize`` (``gc_after_trial``, ``callbacks``), and these: ``n_jobs``, how many trials
+                run at a time, each in a process of its own, with ``threads_per_worker`` and ``workers_per_gpu``;
+                ``resume``, True to go on to ``n_trials`` in total, with ``heartbeat_interval``, the seconds between
+                two signs of life of a trial; ``storage_patience``, the seconds for which a storage that is away is
+                waited for; ``terminator``, one of Optuna's or True, which ends the search between two trials. For Ray
+                those of ``ray.tune.run`` (``resources_per_trial``, ``scheduler``, ``search_alg``, ...); for W&B
+                ``project``, ``entity``, ``name``, ``sweep_id``, ``metric``, ``method``, ``early_terminate``; for
+                SigOpt ``name``, ``project``, ``conditionals``, ``seed``.
 
         Returns:
             transformers' ``BestRun``, with every value that was set as ``hyperparameters`` and a
@@ -144,7 +148,10 @@ class Searching(AfterSearch):
             BackendNotInstalledError: The backend's package is missing; the message has the pip command.
             BackendUnavailableError: The backend's server does not answer, or refuses to serve.
             NoFinishedTrialError: No trial gave an objective.
-            Exception: What a trial raised, unless ``catch`` names it. :attr:`last_search` has the trials until then.
+            KeyboardInterrupt: Ctrl-C before a trial was completed.
+            SystemExit: With the status 143 after SIGTERM, once the search has ended in good order.
+            Exception: What a trial raised, unless ``catch`` names it, ``on_error`` is ``"continue"``, or it says that
+                memory or a disk is used up. :attr:`last_search` has the trials until then.
         """
         parts = current_parts(self, self._given, self._built)
         if parts["train_dataset"] is None:
@@ -190,6 +197,7 @@ class Searching(AfterSearch):
         search = Search(*parameters) if ranks is None else RankedSearch(ranks, *parameters)
         search.default_trial, search.limits = default_trial, limits
         search.plan = Plan(n_trials, found.name, limits, timeout, found.concurrency(kwargs), points, asked.evaluator)
+        search.plan.in_total = found.n_trials_is_total(kwargs)
         self._last_objective = objective
         runner.shared = SharedWork(MAX_BYTES if share_work else 0)
         self._release()

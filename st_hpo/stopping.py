@@ -8,7 +8,7 @@ from typing import Any
 
 from st_hpo.errors import ConfigurationError
 from st_hpo.objective import Objective
-from st_hpo.records import COMPLETED, PRUNED, TrialRecord
+from st_hpo.records import COMPLETED, FAILED, PRUNED, TrialRecord
 
 DEFAULT_TRIALS = 20
 # Where only a budget is given: more trials than it pays for, unless most of them fail or have been trained before
@@ -108,6 +108,24 @@ def training_done(record: TrialRecord) -> float:
 def trainings_done(records: Sequence[TrialRecord]) -> float:
     """Returns how much the trials have trained, in full trainings."""
     return math.fsum(training_done(record) for record in records)
+
+
+def trials_done(records: Sequence[TrialRecord]) -> int:
+    """Returns how many trials have ended of those that ``n_trials`` counts.
+
+    It counts neither a trial that takes up a paused one, nor one that was stopped with its search or has lost its
+    process: that one is run again.
+
+    Args:
+        records: The trials.
+    """
+    own_end = [
+        record.state in (COMPLETED, PRUNED)
+        or (record.state == FAILED and not str(record.error).startswith(("lost:", "stopped:")))
+        for record in records
+        if record.continues is None
+    ]
+    return sum(own_end)
 
 
 def trials_since_better(records: Sequence[TrialRecord], objective: Objective) -> int:

@@ -80,8 +80,9 @@ class FakeSearch:
         checkpoints: Any = None,
         backend_id: str | None = None,
         catch: tuple[type[BaseException], ...] = (),
+        continues: int | None = None,
     ) -> TrialRecord:
-        record = self.own[number] = TrialRecord(number, backend_id=backend_id)
+        record = self.own[number] = TrialRecord(number, backend_id=backend_id, continues=continues)
         self.could_report.append(report is not None)
         try:
             record.hyperparameters = dict(propose())

@@ -137,6 +137,10 @@ class SearchBackend(HyperParamSearchBackendBase):  # type: ignore[misc]
         """Returns how many trials run at a time with these arguments; None, where that is not known beforehand."""
         return 1 if self.in_process else None
 
+    def n_trials_is_total(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether ``n_trials`` counts the trials of earlier searches and of other processes with these arguments."""
+        return False
+
     def best(self, records: list[TrialRecord]) -> TrialRecord | None:
         """Returns the best of the completed trials, where the backend chooses it in a way of its own."""
         return None

@@ -85,6 +85,7 @@ class SearchTarget(Protocol):
         checkpoints: Any = None,
         backend_id: str | None = None,
         catch: tuple[type[BaseException], ...] = (),
+        continues: int | None = None,
     ) -> TrialRecord:
         """Runs one trial from start to end, in this process.
 
@@ -100,6 +101,7 @@ class SearchTarget(Protocol):
                 again.
             backend_id: What the backend calls the trial, if not by its number.
             catch: Exceptions that fail the trial, but not the search.
+            continues: The number of the paused trial that this one takes up again, if it does.
 
         Returns:
             The record of a completed trial; of one that ``report`` pruned; or of a failed one, whose objective is NaN

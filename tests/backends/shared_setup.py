@@ -53,7 +53,9 @@ class Search:
     def no_more(self) -> BaseException | None:
         return self.ending
 
-    def run_trial(self, number, propose, native=None, report=None, *, checkpoints=None, backend_id=None, catch=()):
+    def run_trial(
+        self, number, propose, native=None, report=None, *, checkpoints=None, backend_id=None, catch=(), continues=None
+    ):
         record = self.own[number] = TrialRecord(number)
         try:
             record.hyperparameters = dict(propose())

@@ -112,7 +112,7 @@ def test_who_could_not_give_signs_of_life_is_not_taken_for_dead(monkeypatch):
     storage = open_storage("sqlite:///study.db", 300.0)
     study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
     one, two = (SharedStudy(study, 2, True, 15.0, True) for _ in range(2))
-    two._process.update(place="elsewhere", host="elsewhere")
+    two._own.process.update(place="elsewhere", host="elsewhere")
     one._watch = liveness.Watch(15.0, clock.monotonic, one._watch._mute_until)
     trial = two.next()
     assert one.next() is not None and one.next() is None  # it has seen the other one's trial

@@ -198,7 +198,7 @@ def test_a_machine_without_a_process_table_is_known_by_its_heartbeats(monkeypatc
 def test_a_machine_that_gives_signs_of_life_is_waited_for_and_one_that_stops_is_replaced(where, monkeypatch):
     study = optuna.create_study(study_name="s", storage=open_storage(where(), 5.0), direction="maximize")
     other = SharedStudy(study, 3, True, 0.5, True)
-    other._process.update(place="elsewhere", host="elsewhere")
+    other._own.process.update(place="elsewhere", host="elsewhere")
     with other.running():
         trial = other.next()
         SPACE.suggest(trial)

@@ -103,6 +103,10 @@ class OptunaBackend(SearchBackend):
         """See :meth:`SearchBackend.concurrency`."""
         return Settings.of(self.name, kwargs).n_jobs
 
+    def n_trials_is_total(self, kwargs: Mapping[str, Any]) -> bool:
+        """See :meth:`SearchBackend.n_trials_is_total`."""
+        return Settings.of(self.name, kwargs).resume
+
     def study_id(self, kwargs: Mapping[str, Any]) -> str | None:
         """See :meth:`SearchBackend.study_id`."""
         if kwargs.get("storage") is None and not kwargs.get("resume"):
@@ -193,7 +197,7 @@ class OptunaBackend(SearchBackend):
         from st_hpo.backends.optuna.endings import only_logged, says_nothing
         from st_hpo.backends.optuna.patience import in_trial
         from st_hpo.backends.optuna.paused import checkpoints_of
-        from st_hpo.backends.optuna.promotion import Reporter
+        from st_hpo.backends.optuna.promotion import Reporter, continued_number
 
         def propose() -> Mapping[str, Any]:
             return _propose(trainer.hp_space, trial)
@@ -202,7 +206,15 @@ class OptunaBackend(SearchBackend):
         checkpoints = checkpoints_of(trial, None if self._paused is None else self._paused.folder)
         try:
             with in_trial():
-                record = trainer.run_trial(trial.number, propose, trial, report, checkpoints=checkpoints, catch=catch)
+                record = trainer.run_trial(
+                    trial.number,
+                    propose,
+                    trial,
+                    report,
+                    checkpoints=checkpoints,
+                    catch=catch,
+                    continues=continued_number(trial),
+                )
         except BaseException as exc:
             if isinstance(exc, self.pruned_exceptions):
                 return source.tell(trial, trainer.record_of(trial.number))

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 HEARTBEAT_SECONDS = 15.0
@@ -138,3 +138,60 @@ class Heartbeat:
         while not self._ended.wait(self._interval):
             with contextlib.suppress(BaseException):  # a storage that is away, and its end, are the search's matter
                 self._beat()
+
+
+class OwnTrials:
+    """The trials that this process runs now, and the signs of life for them.
+
+    Args:
+        interval: The seconds between two signs of life.
+        say: Is called with a trial's id and with what its user attribute is to say of the process that runs it.
+
+    Attributes:
+        process: What that is for each of them, beside an id of its own.
+    """
+
+    def __init__(self, interval: float, say: Callable[[int, dict[str, Any]], None]) -> None:
+        self.process = this_process(interval)
+        self._interval = interval
+        self._say = say
+        self._owners: dict[int, dict[str, Any]] = {}
+
+    def __contains__(self, trial_id: int) -> bool:
+        return trial_id in self._owners
+
+    def owner(self) -> dict[str, Any]:
+        """Returns what a trial is to say that this process takes now."""
+        return {**self.process, "id": uuid.uuid4().hex, "beat": time.time()}
+
+    def add(self, trial_id: int, owner: dict[str, Any]) -> None:
+        """Takes note of a trial that says so."""
+        self._owners[trial_id] = owner
+        running_here.add(owner["id"])
+
+    def remove(self, trial_id: int) -> None:
+        """Takes note that a trial has ended, if it was this process's own."""
+        if (owner := self._owners.pop(trial_id, None)) is not None:
+            running_here.discard(owner["id"])
+
+    @contextlib.contextmanager
+    def alive(self, signs: bool) -> Iterator[None]:
+        """Gives signs of life in this block, after which no trial is this process's own.
+
+        Args:
+            signs: Whether anybody else looks for them.
+        """
+        heartbeat = Heartbeat(self._beat, self._interval) if signs else None
+        if heartbeat is not None:
+            heartbeat.start()
+        try:
+            yield
+        finally:
+            if heartbeat is not None:
+                heartbeat.stop()
+            for trial_id in list(self._owners):
+                self.remove(trial_id)
+
+    def _beat(self) -> None:
+        for trial_id, owner in list(self._owners.items()):
+            self._say(trial_id, {**owner, "beat": time.time()})

@@ -14,6 +14,7 @@ from typing import Any
 import cloudpickle
 
 from st_hpo.backends.optuna.endings import only_logged, says_nothing
+from st_hpo.backends.optuna.promotion import continued_number
 from st_hpo.backends.optuna.remote import Outcome, Shipment, torch_settings
 from st_hpo.backends.optuna.settings import Settings
 from st_hpo.backends.optuna.shared import SharedStudy
@@ -130,7 +131,7 @@ class ParallelTrials:
     def _begin(self, workers: Workers, index: int) -> bool:
         """Returns whether the worker has got a trial; it has none where the proposal itself has failed."""
         while self._trainer.no_more is None and (trial := self._source.next()) is not None:
-            record = TrialRecord(trial.number)
+            record = TrialRecord(trial.number, continues=continued_number(trial))
             began = time.perf_counter()
             try:
                 values = self._propose(trial)
@@ -160,6 +161,7 @@ class ParallelTrials:
             self._lost(running, outcome.reason)
             return
         record = outcome.record
+        record.continues = running.record.continues
         record.phases["propose"] = record.phases.get("propose", 0.0) + running.record.phases["propose"]
         error = _error(outcome)
         self._conclude(running.trial, record, error, outcome.names)
@@ -208,6 +210,7 @@ class ParallelTrials:
                             self._record_end(running, f"stopped: {reason}", stopped=True)
                         else:
                             error = _error(outcome)
+                            outcome.record.continues = running.record.continues
                             self._trainer.add_record(outcome.record, outcome.names)
                             self._source.tell(running.trial, outcome.record, error is not None and says_nothing(error))
         finally:  # also after a second Ctrl-C

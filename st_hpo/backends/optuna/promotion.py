@@ -17,6 +17,12 @@ def is_promoted(trial: Any) -> bool:
     return PROMOTED_ATTRIBUTE in trial.user_attrs
 
 
+def continued_number(trial: Any) -> int | None:
+    """Returns the number of the trial that this one takes up; None if it takes up none."""
+    number: int | None = trial.user_attrs.get(PROMOTED_ATTRIBUTE, {}).get("of")
+    return number
+
+
 def promoted_numbers(trials: list[FrozenTrial]) -> set[int]:
     """Returns the numbers of the trials that were taken up again."""
     return {trial.user_attrs[PROMOTED_ATTRIBUTE]["of"] for trial in trials if is_promoted(trial)}

@@ -16,7 +16,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from st_hpo.backends.optuna.liveness import Heartbeat, Watch, running_here, this_process
+from st_hpo.backends.optuna.liveness import OwnTrials, Watch
 from st_hpo.backends.optuna.points import pop_waiting_trial_id
 from st_hpo.backends.optuna.promotion import PROMOTED_ATTRIBUTE, is_promoted, promotion_of
 from st_hpo.backends.optuna.records import (
@@ -60,8 +60,7 @@ class SharedStudy:
         self._in_total = in_total
         self._interval = interval
         self._shared = shared
-        self._process = this_process(interval)
-        self._mine: dict[int, dict[str, Any]] = {}
+        self._own = OwnTrials(interval, self._sign)
         self._watch = Watch(interval, mute_until=lambda: back_at(study))
         self._begun = self._ended = self._out = 0
         self._finished_in_study = -1
@@ -70,19 +69,13 @@ class SharedStudy:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Gives signs of life for the trials that run here, and lets callbacks use ``study.stop()``."""
-        heartbeat = Heartbeat(self._beat, self._interval) if self._shared else None
-        if heartbeat is not None:
-            heartbeat.start()
-        self.study._stop_flag = False
-        self.study._thread_local.in_optimize_loop = True
-        try:
-            yield
-        finally:
-            self.study._thread_local.in_optimize_loop = False
-            if heartbeat is not None:
-                heartbeat.stop()
-            for trial_id in list(self._mine):
-                self._leave(trial_id)
+        with self._own.alive(signs=self._shared):
+            self.study._stop_flag = False
+            self.study._thread_local.in_optimize_loop = True
+            try:
+                yield
+            finally:
+                self.study._thread_local.in_optimize_loop = False
 
     @property
     def is_done(self) -> bool:
@@ -188,7 +181,7 @@ class SharedStudy:
             Its id, None where there is none; and whether it was waiting.
         """
         study = self.study
-        owner = {**self._process, "id": uuid.uuid4().hex, "beat": time.time()}
+        owner = self._own.owner()
         study._thread_local.cached_all_trials = None
         trial_id = pop_waiting_trial_id(study)
         was_waiting = trial_id is not None
@@ -200,17 +193,15 @@ class SharedStudy:
             trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
         else:
             return None, False
-        self._mine[trial_id] = owner
-        running_here.add(owner["id"])
+        self._own.add(trial_id, owner)
         return trial_id, was_waiting
 
     def _opened(self, trial_id: Any) -> Any:
         return optuna.trial.Trial(self.study, trial_id)
 
-    def _beat(self) -> None:
-        for trial_id, owner in list(self._mine.items()):
-            with contextlib.suppress(UpdateFinishedTrialError):
-                self.study._storage.set_trial_user_attr(trial_id, WORKER_ATTRIBUTE, {**owner, "beat": time.time()})
+    def _sign(self, trial_id: int, owner: dict[str, Any]) -> None:
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self.study._storage.set_trial_user_attr(trial_id, WORKER_ATTRIBUTE, owner)
 
     def tell(self, trial: Any, record: TrialRecord | None, stopped: bool = False) -> FrozenTrial:
         """Tells the study what became of a trial.
@@ -223,8 +214,6 @@ class SharedStudy:
         self._look_again_at = 0.0
         self._ended += not is_promoted(trial)
         self._out -= not self._in_total
-        if record is not None and is_promoted(trial):
-            record.continues = trial.user_attrs[PROMOTED_ATTRIBUTE]["of"]
         states = {COMPLETED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED}
         state = TrialState.FAIL if record is None else states.get(record.state, TrialState.FAIL)
         values = record.values if record is not None and state == TrialState.COMPLETE else None
@@ -237,7 +226,7 @@ class SharedStudy:
         except UpdateFinishedTrialError:
             told = self.study._storage.get_trial(trial._trial_id)
         finally:
-            self._leave(trial._trial_id)
+            self._own.remove(trial._trial_id)
         if ended(told).get("why") == LOST or told.state != state:
             self.disowned.add(trial.number)
             logger.warning(
@@ -257,7 +246,7 @@ class SharedStudy:
             trial: Optuna's trial.
             record: Its record, with the reason as its error.
         """
-        self._leave(trial._trial_id)
+        self._own.remove(trial._trial_id)
         self._look_again_at = 0.0
         with contextlib.suppress(UpdateFinishedTrialError):
             for name, piece in record_attributes(record).items():
@@ -268,14 +257,10 @@ class SharedStudy:
         else:
             self._ended += not is_promoted(trial)
 
-    def _leave(self, trial_id: int) -> None:
-        if (owner := self._mine.pop(trial_id, None)) is not None:
-            running_here.discard(owner["id"])
-
     def _fail_dead_trials(self) -> None:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get(WORKER_ATTRIBUTE)
-            if worker is None or trial._trial_id in self._mine:
+            if worker is None or trial._trial_id in self._own:
                 continue
             death = self._watch.death_of(trial._trial_id, worker)
             if death is not None and self._fail_dead(trial, f"lost: {death}"):
@@ -293,7 +278,7 @@ class SharedStudy:
 
     def _end(self, trial_id: int, end: dict[str, Any]) -> bool:
         """Fails a trial; returns whether this process did, and no other one before."""
-        self._leave(trial_id)
+        self._own.remove(trial_id)
         storage = self.study._storage
         try:
             storage.set_trial_user_attr(trial_id, ENDED_ATTRIBUTE, end)
