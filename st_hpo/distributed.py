@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import datetime
 import json
-import logging
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -20,13 +20,13 @@ from st_hpo.errors import RankError
 from st_hpo.faults import SearchStopped, StopSignal, describe
 from st_hpo.jsonable import from_jsonable, to_jsonable
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 _POLL_SECONDS = 0.005
 _FENCE_SECONDS = 0.0005
-# How long to wait for the others after a collective operation has run into its own timeout already
+# How long to wait for the others once they have had their time, or once SIGTERM has come: torchrun kills 30 s later
 _GRACE_SECONDS = 10.0
+# How long then to wait for what takes them no training: all waits after a SIGTERM together must be below those 30 s
+_HURRY_SECONDS = 5.0
 
 
 class Pruned(Exception):
@@ -40,6 +40,9 @@ class Ranks:
 
     Args:
         timeout: Seconds that a rank may take to come to a decision (``ddp_timeout``).
+
+    Attributes:
+        lost: Whether a rank is gone, or the process group is of no use any more, so that nothing can go on.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -47,7 +50,9 @@ class Ranks:
         self.size = dist.get_world_size()
         self.timeout = timeout
         self.stop = StopSignal()
-        self._decisions = 0
+        self.lost = False
+        self._missing: list[int] = []
+        self._decisions: Counter[int] = Counter()
         self._sections = 0
         self._section = ""
         self._inside = False
@@ -77,10 +82,11 @@ class Ranks:
                 other ranks leave with a :class:`RankError`, or as it did for :class:`SearchStopped`.
 
         Raises:
-            RankError: Rank 0 could not decide, or has not within the timeout.
+            RankError: Rank 0 could not decide, has not within the timeout, or is gone.
         """
-        self._decisions += 1
-        key = f"decision/{self._decisions}"
+        scope = self._sections if self._inside else 0  # a rank that leaves a section early asks for less in it
+        self._decisions[scope] += 1
+        key = f"decision/{scope}/{self._decisions[scope]}"
         if self.is_main:
             assert decide is not None
             try:
@@ -93,13 +99,14 @@ class Ranks:
                 raise
             self._set(key, {"value": value})
             return value
-        reply = self._wait(key, self.timeout)
+        reply = self._wait(key, time.monotonic() + self.timeout)
         if reply is None:
-            raise RankError(f"Rank 0 has not decided within {self.timeout:g} s{self._in_section()}.")
+            raise self._gone(f"rank 0 has not decided within {self.timeout:g} s")
         if "stopped" in reply:
             raise SearchStopped(reply["stopped"])
         if "error" in reply:
-            raise RankError(f"Rank 0 failed{self._in_section()}: {reply['error']}")
+            where = f" in {self._section}" if self._inside else ""
+            raise RankError(f"Rank 0 failed{where}: {reply['error']}")
         return reply["value"]
 
     def check_stop(self, step: int) -> None:
@@ -112,9 +119,9 @@ class Ranks:
             SearchStopped: This was that step.
         """
         key = f"stop/{self._sections}"
-        if self.is_main and self.stop.reason is not None and not self._store.check([key]):
+        if self.is_main and self.stop.reason is not None and not self._has(key):
             self._set(key, {"at": step + 1, "reason": self.stop.reason})
-        if self._store.check([key]):
+        if self._has(key):
             found = self._get(key)
             if step >= found["at"]:
                 raise SearchStopped(found["reason"])
@@ -143,7 +150,11 @@ class Ranks:
             result = function()
         except BaseException as exc:
             error = exc
-        others = self._agree(error, (Pruned, SearchStopped, *agreed))
+        others: RankError | None
+        try:
+            others = self._agree(error, (Pruned, SearchStopped, *agreed))
+        except RankError as exc:  # rank 0, with which they would agree
+            others = exc
         self._inside = False
         if others is not None:
             raise others from error
@@ -153,24 +164,24 @@ class Ranks:
 
     def _agree(self, error: BaseException | None, agreed: tuple[type[BaseException], ...]) -> RankError | None:
         """Waits for all ranks. Returns what this rank is to raise instead of its own error, None for that."""
-        section = self._sections
-        text = describe(error) if error is not None else ""
+        failed = f"failed/{self._sections}"
         own = error is not None and not isinstance(error, (*agreed, RankError))
-        fatal = own and _in_a_collective(text)
-        if own and not self._store.check([f"failed/{section}"]):
-            kinds = [kind.__name__ for kind in type(error).__mro__]
-            self._set(f"failed/{section}", {"rank": self.rank, "error": text, "kinds": kinds, "fatal": fatal})
-        self._set(f"outcome/{section}/{self.rank}", True)
-        patience = _GRACE_SECONDS if fatal else self.timeout
-        answers = [self._wait(f"outcome/{section}/{rank}", patience, hurry=True) for rank in range(self.size)]
-        first = self._get(f"failed/{section}") if self._store.check([f"failed/{section}"]) else None
-        if (missing := [rank for rank, answer in enumerate(answers) if answer is None]) or (first and first["fatal"]):
-            who = f"rank(s) {missing} have died or hang" if missing else "the ranks have lost each other"
-            why = f"; rank {first['rank']} says: {first['error']}" if first is not None else ""
-            return RankError(
-                f"In {self._section}, {who}{why}. The search has ended; with a storage, it can be continued.",
-                fatal=True,
-            )
+        text = describe(error) if error is not None and own else ""
+        broken = _in_a_collective(text) or (isinstance(error, RankError) and error.fatal)
+        if (own or broken) and not self._has(failed):
+            kinds = [] if broken else [kind.__name__ for kind in type(error).__mro__]
+            self._set(failed, {"rank": self.rank, "error": text, "kinds": kinds, "fatal": broken})
+        outcome = f"outcome/{self._sections}"
+        self._set(f"{outcome}/{self.rank}", {"broken": broken})
+        # The others may wait for this rank in a collective operation, and say so when that has run into its timeout
+        deadline = time.monotonic() + _GRACE_SECONDS + (0.0 if broken else self.timeout)
+        answers = [self._wait(f"{outcome}/{rank}", deadline, hurry=True) for rank in range(self.size)]
+        first = self._get(failed) if self._has(failed) else None
+        self._missing = [rank for rank, answer in enumerate(answers) if answer is None]
+        if self._missing or any(answer["broken"] for answer in answers):
+            who = f"rank(s) {self._missing} have died or hang" if self._missing else "the ranks have lost each other"
+            why = f"; rank {first['rank']} says: {first['error']}" if first is not None and first["error"] else ""
+            return self._gone(who + why, [] if first is None else first["kinds"])
         if first is None or (own and first["rank"] == self.rank):
             return None
         return RankError(f"Rank {first['rank']} failed in {self._section}: {first['error']}", kinds=first["kinds"])
@@ -183,112 +194,76 @@ class Ranks:
         """
         self._fences += 1
         key = f"fence/{self._sections}/{self._fences}"
-        self._store.add(key, 1)
+        self._ask("add", key, 1)
         deadline = time.monotonic() + self.timeout
-        while self._store.add(key, 0) < self.size:
-            self._raise_failure_of_others()
-            if time.monotonic() > deadline or self.stop.terminated:
-                raise RankError(f"Another rank has died or hangs in {self._section}.", fatal=True)
+
+        def all_came() -> bool:
+            return bool(self._ask("add", key, 0) >= self.size)
+
+        while not all_came():
+            self._raise_failure_of_others(all_came)
+            deadline = self._hurried(deadline, _GRACE_SECONDS)
+            if time.monotonic() > deadline:
+                raise self._gone("another rank has died or hangs")
             time.sleep(_FENCE_SECONDS)
 
-    def _raise_failure_of_others(self) -> None:
+    def _raise_failure_of_others(self, came: Callable[[], bool]) -> None:
+        """Raises, unless what this rank waits for came first: what failed after it may have begun an exchange."""
         key = f"failed/{self._sections}"
-        if self._store.check([key]):
+        if self._has(key) and not came():
             first = self._get(key)
-            raise RankError(
-                f"Rank {first['rank']} failed in {self._section}: {first['error']}", first["fatal"], first["kinds"]
-            )
+            why = first["error"] or "another rank has died or hangs"
+            raise RankError(f"Rank {first['rank']} failed in {self._section}: {why}", first["fatal"], first["kinds"])
+
+    def _hurried(self, deadline: float, seconds: float) -> float:
+        """The deadline; an earlier one, once the launcher ends the job: all ranks are to say how it ended for them."""
+        return min(deadline, time.monotonic() + seconds) if self.stop.terminated else deadline
+
+    def _gone(self, what: str, kinds: Sequence[str] = ()) -> RankError:
+        """The error with which everything ends here."""
+        self.lost = True
+        if self._section:
+            text = f"{'In' if self._inside else 'After'} {self._section}, {what}"
+        else:
+            text = what[0].upper() + what[1:]
+        return RankError(f"{text}. The search has ended; with a storage, it can be continued.", True, kinds)
 
     def close(self) -> None:
         """Waits until all ranks are through: the store lives in rank 0's process, and the others may still read."""
         self._set(f"done/{self.rank}", True)
         if self.is_main:
-            for rank in range(self.size):
-                self._wait(f"done/{rank}", _GRACE_SECONDS, hurry=True)
+            deadline = time.monotonic() + _GRACE_SECONDS
+            for rank in set(range(self.size)) - set(self._missing):
+                self._wait(f"done/{rank}", deadline, hurry=True)
 
     # ---- The store ----
 
+    def _ask(self, operation: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._store, operation)(*arguments)
+        except dist.DistError as exc:  # it lives in the process of rank 0
+            raise self._gone("rank 0 has died") from exc
+
+    def _has(self, key: str) -> bool:
+        return bool(self._ask("check", [key]))
+
     def _set(self, key: str, value: Any) -> None:
-        self._store.set(key, json.dumps(to_jsonable(value)))
+        self._ask("set", key, json.dumps(to_jsonable(value)))
 
     def _get(self, key: str) -> Any:
-        return from_jsonable(json.loads(self._store.get(key)))
+        return from_jsonable(json.loads(self._ask("get", key)))
 
-    def _wait(self, key: str, seconds: float, hurry: bool = False) -> Any:
-        """Waits for a value; None if none has come in time, or rank 0 and its store have gone."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                if self._store.check([key]):
-                    return self._get(key)
-            except dist.DistError as exc:  # rank 0, whose store it is, has gone
-                logger.debug(f"The store of rank 0 does not answer: {exc}")
-                return None
-            if hurry and self.stop.terminated:  # the launcher ends the job: rather say why than wait
-                deadline = min(deadline, time.monotonic() + 2.0)
-            if self._inside and not hurry:
-                self._raise_failure_of_others()
+    def _wait(self, key: str, deadline: float, hurry: bool = False) -> Any:
+        """Waits for a value; None if none has come in time."""
+        while not self._has(key):
+            if hurry:
+                deadline = self._hurried(deadline, _HURRY_SECONDS)
+            elif self._inside:
+                self._raise_failure_of_others(lambda: self._has(key))
             if time.monotonic() > deadline:
                 return None
             time.sleep(_POLL_SECONDS)
-
-    def _in_section(self) -> str:
-        return f" in {self._section}" if self._section else ""
-
-
-class SharedTrial:
-    """A backend's trial as all ranks see it: what is suggested inside ``model_init`` and ``loss_init`` is rank 0's.
-
-    Args:
-        ranks: The ranks.
-        native: The backend's trial on rank 0, None on the others.
-        number: The trial's number.
-        params: What rank 0's trial has suggested so far.
-    """
-
-    def __init__(self, ranks: Ranks, native: Any, number: int, params: dict[str, Any]) -> None:
-        self._ranks = ranks
-        self._native = native
-        self.number = number
-        self.params = dict(params)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("suggest_"):
-
-            def suggest(parameter: str, *args: Any, **kwargs: Any) -> Any:
-                value = self._ranks.share(lambda: getattr(self._native, name)(parameter, *args, **kwargs))
-                self.params[parameter] = value
-                return value
-
-            return suggest
-        if name.startswith("__") or self.__dict__.get("_native") is None:
-            raise AttributeError(f"Only rank 0 has the backend's trial, so there is no attribute {name!r} here.")
-        return getattr(self._native, name)
-
-
-class FencedEvaluator:
-    """An evaluator that runs on rank 0 alone, while the others wait for its metrics in a collective operation.
-
-    If it raises, the others get nothing, and the error is raised after that operation, on all ranks.
-
-    Args:
-        evaluator: The evaluator.
-    """
-
-    def __init__(self, evaluator: Any) -> None:
-        self._evaluator = evaluator
-        self.error: BaseException | None = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs it, and keeps what it raises."""
-        try:
-            return self._evaluator(*args, **kwargs)
-        except Exception as exc:
-            self.error = exc
-            return {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_evaluator"], name)
+        return self._get(key)
 
 
 def _in_a_collective(text: str) -> bool:

@@ -32,7 +32,6 @@ class RankedSearch(Search):
         ranks.stop = self._stop
         self._interrupts = True
         self._show_progress = self._show_progress and ranks.is_main
-        self._lost = False
 
     def run(self) -> BestRun | list[BestRun]:
         """See :meth:`Search.run`."""
@@ -68,9 +67,6 @@ class RankedSearch(Search):
         except SearchStopped as exc:
             if exc.reason == SIGINT:
                 raise KeyboardInterrupt from None
-            raise
-        except RankError as exc:
-            self._lost = exc.fatal
             raise
 
     def _lead(self) -> None:
@@ -116,9 +112,10 @@ class RankedSearch(Search):
             raise own or RankError(f"The search has ended on rank 0: {order['why']}")
 
     def result(self, interrupted: bool = False) -> SearchResult:
-        """Returns what has been found so far: on every rank what rank 0 has found."""
-        own = super().result(interrupted) if self.ranks.is_main or self._lost else None
-        if self._lost and own is not None:
+        """Returns what has been found so far: on every rank what rank 0 has found, unless one is lost."""
+        lost = self.ranks.lost
+        own = super().result(interrupted) if self.ranks.is_main or lost else None
+        if lost and own is not None:
             return own
         text = self.ranks.share(lambda: own.to_json() if own is not None else "")
         return own or SearchResult.from_json(text)

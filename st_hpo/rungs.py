@@ -16,12 +16,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from st_hpo.distributed import FencedEvaluator
 from st_hpo.errors import ConfigurationError, MetricNotFoundError
 from st_hpo.evaluations import EvaluationRecorder, with_both_spellings
 from st_hpo.objective import Objective, direction_of_evaluator, primary_metric
 from st_hpo.randomness import random_states_kept
 from st_hpo.rung_points import RungPoints
+from st_hpo.shared_trial import FencedEvaluator
 
 
 @dataclass

@@ -15,7 +15,7 @@ from st_hpo.arguments import ArgumentSnapshot
 from st_hpo.best_model import BestModelKeeper
 from st_hpo.console import drop_output_callbacks, log_level_kept, quiet
 from st_hpo.conversion import plain
-from st_hpo.distributed import FencedEvaluator, Ranks, SharedTrial
+from st_hpo.distributed import Ranks
 from st_hpo.evaluations import EvaluationRecorder, final_evaluation
 from st_hpo.factories import Factories, TrialView, make_model_and_loss
 from st_hpo.folders import Saving, default_run_name
@@ -27,6 +27,7 @@ from st_hpo.release import forget_frames, release_memory, take_apart
 from st_hpo.routing import Routed, Router
 from st_hpo.rung_points import RungPoints
 from st_hpo.rungs import evaluate_apart, rung_value
+from st_hpo.shared_trial import FencedEvaluator, SharedTrial
 from st_hpo.sharing import SharedWork
 from st_hpo.trackers import Tracking, drop_trackers
 
@@ -159,13 +160,14 @@ class TrialSetting:
         def decide() -> dict[str, Any]:
             values = {name: plain(name, value) for name, value in propose().items()}
             params = {name: plain(name, value) for name, value in (getattr(native, "params", None) or {}).items()}
-            is_mapping = isinstance(native, Mapping)
-            return {"values": values, "params": params, "map": is_mapping, "name": self.run_name(record, native)}
+            names = {"number": record.number, **({"id": native.id} if hasattr(native, "id") else {})}
+            name = self.run_name(record, native)
+            return {"values": values, "params": params, "names": names, "name": name, "plain": type(native) is dict}
 
         found = self.ranks.share(decide)
-        if found["map"]:
+        if found["plain"]:
             return found["values"], dict(found["values"]), found["name"]
-        return found["values"], SharedTrial(self.ranks, native, record.number, found["params"]), found["name"]
+        return found["values"], SharedTrial(self.ranks, native, found["names"], found["params"]), found["name"]
 
     @contextlib.contextmanager
     def _console(self) -> Iterator[None]:

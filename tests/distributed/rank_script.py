@@ -2,67 +2,46 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 import json
 import math
-import os
-import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
 import torch.distributed as dist
 import transformers
-from transformers import TrainerCallback
+from sentence_transformers import SentenceTransformer
 
 import st_hpo
-from st_hpo import Float, SearchSpace
-from st_hpo.testing import METRIC, FailingLoss, make_trainer, scaled_loss
+from st_hpo import Float, NotSupportedError, RankError, SearchSpace
+from st_hpo.testing import METRIC, FailingLoss, Probe, scaled_loss
+
+from rank_setup import (
+    CASE,
+    ENDED,
+    FOLDER,
+    RANK,
+    SECONDS,
+    STORED,
+    OnRank,
+    die,
+    fail,
+    hang,
+    in_backward,
+    out_of_memory,
+    search,
+    trainer_of,
+)
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-CASE, FOLDER = sys.argv[1], Path(sys.argv[2])
-RANK = int(os.environ["RANK"])
-SPACE = SearchSpace({"learning_rate": Float(1e-4, 1e-2, log=True), "loss.scale": Float(5.0, 50.0)})
-
-
-def trainer_of(**changes: Any) -> Any:
-    args = {name: changes.pop(name) for name in ("max_steps", "eval_strategy", "eval_steps") if name in changes}
-    trainer = make_trainer((FOLDER / "model.txt").read_text(), FOLDER / "out", **changes)
-    for name, value in args.items():
-        setattr(trainer.args, name, value)
-    trainer.args.ddp_timeout = 30
-    return trainer
-
-
-def search(trainer: Any, **changes: Any) -> Any:
-    sampler = optuna.samplers.RandomSampler(seed=RANK)  # were the ranks to propose for themselves, they would differ
-    return trainer.hyperparameter_search(
-        **{"hp_space": SPACE, "compute_objective": METRIC, "n_trials": 3, "sampler": sampler, **changes}
-    )
-
-
-class OnRank(TrainerCallback):
-    """Does something at a step of a trial on one rank."""
-
-    def __init__(self, rank: int, trial: str, action: Any, step: int = 1) -> None:
-        self.rank, self.trial, self.action, self.step = rank, trial, action, step
-
-    def __deepcopy__(self, memo: Any) -> OnRank:
-        return self
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.rank in (RANK, -1) and state.trial_name == self.trial and state.global_step >= self.step:
-            self.action()
-
-
-def fail() -> None:
-    raise ValueError(f"of rank {RANK}")
+MORE: dict[str, Any] = {}  # what a case leaves beside its first search
 
 
 class PruneSecond(optuna.pruners.BasePruner):
@@ -94,10 +73,88 @@ def family(name: str) -> Any:
 
 def suggesting() -> Any:
     def loss_init(model: Any, trial: Any) -> Any:
-        return scaled_loss(model, 20.0 if trial is None else trial.suggest_float("scale", 5.0, 50.0))
+        if trial is None:
+            return scaled_loss(model)
+        trial.set_user_attr("process", RANK)
+        if RANK == 1 and getattr(trial, "number", None) == 1:
+            fail()  # before rank 0 suggests
+        return scaled_loss(model, trial.suggest_float("scale", 5.0, 50.0))
 
     trainer = trainer_of(loss_init=loss_init)
-    return search(trainer, hp_space=SearchSpace({"learning_rate": Float(1e-4, 1e-2)})), trainer
+    space = SearchSpace({"learning_rate": Float(1e-4, 1e-2)})
+    return search(trainer, hp_space=space, n_trials=4, catch=ValueError, **STORED), trainer
+
+
+class FailingProbe(Probe):
+    """Raises in its third call: that of trial 2, as trial 1 does not come to its evaluation."""
+
+    calls = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().__call__(*args, **kwargs)
+        self.calls += 1
+        if self.calls == 3:
+            raise ValueError("in the evaluator")
+        return metrics
+
+
+def failing_in_forward_and_evaluator() -> Any:
+    def loss_init(model: Any, trial: Any, scale: float = 20.0) -> Any:
+        loss = scaled_loss(model, scale)
+        if RANK == 1 and getattr(trial, "number", None) == 1:
+            loss.register_forward_pre_hook(lambda *args: fail())
+        return loss
+
+    trainer = trainer_of(loss_init=loss_init, evaluator=FailingProbe())
+    return search(trainer, n_trials=4, catch=ValueError), trainer
+
+
+def pruners() -> Any:
+    trainer = trainer_of(max_steps=6)
+    asha = search(trainer, pruner="asha")
+    options = {"pruner": "median", "rungs": [16, 40], "rung_scale": "examples", "n_trials": 2}
+    MORE["examples"] = json.loads(search(trainer, **options).run_summary.to_json())
+    return asha, trainer
+
+
+def other_backends() -> Any:
+    seen = MORE["seen"] = []
+
+    def model_init(trial: Any) -> Any:
+        if trial is not None:
+            names = [getattr(trial, name, None) for name in ("number", "id")]
+            seen.append([*names, trial["learning_rate"], trial.assignments["loss.scale"], trial.params["loss.scale"]])
+        return SentenceTransformer((FOLDER / "model.txt").read_text(), device="cpu")
+
+    trainer = trainer_of(model_init=model_init)
+    sigopt = search(trainer, backend="sigopt", seed=0)
+    wandb = search(trainer, backend="wandb", project="tests", n_trials=2)
+    MORE["wandb"] = json.loads(wandb.run_summary.to_json())
+    return sigopt, None
+
+
+def refused() -> Any:
+    said = []
+    for options in ({"backend": "ray"}, {"n_jobs": 2}):
+        try:
+            search(trainer_of(), **options)
+        except (NotSupportedError, RankError) as exc:
+            said.append(str(exc))
+    raise NotSupportedError("\n".join(said))
+
+
+def terminated() -> Any:
+    """Rank 0 says that trial 1 has begun; rank 1 is slow, so that rank 0 waits for it most of the time."""
+
+    def act() -> None:
+        if RANK == 0:
+            (FOLDER / "begun").touch()
+        else:
+            time.sleep(0.3)
+
+    trainer = trainer_of(max_steps=400, callbacks=[OnRank(-1, "run-1", act)])
+    space = lambda trial: {"max_steps": 2 if trial.number == 0 else 400, "loss.scale": 20.0}  # noqa: E731
+    return search(trainer, hp_space=space, **STORED), None
 
 
 def failing(rank: int, **changes: Any) -> Any:
@@ -154,21 +211,31 @@ def run(case: str) -> tuple[Any, Any]:
         trainer = trainer_of(loss_init=lambda model, scale=20.0: scaled_loss(model, scale))
         rates = [1e-3, math.inf, 1e-3]
         return search(trainer, hp_space=lambda trial: {"loss.scale": rates[trial.number]}), trainer
-    if case == "dies":
-        trainer = trainer_of(callbacks=[OnRank(1, "run-1", lambda: os.kill(os.getpid(), signal.SIGKILL))])
-        storage = f"sqlite:///{FOLDER}/study.db"
-        return search(trainer, storage=storage if RANK == 0 else None, study_name="s"), trainer
-    if case == "hangs":
-        trainer = trainer_of(callbacks=[OnRank(1, "run-1", lambda: time.sleep(600))])
-        return search(trainer), trainer
-    if case == "ray":
-        return search(trainer_of(), backend="ray", sampler=None), None
+    if case in ("dies", "leader dies"):
+        return search(trainer_of(callbacks=[OnRank(int(case == "dies"), "run-1", die)]), **STORED), None
+    if case == "resumes":
+        return search(trainer_of(), **STORED), None
+    if case == "hangs in backward":
+        return search(trainer_of(loss_init=in_backward(hang))), None
+    if case == "out of memory in backward":
+        return search(trainer_of(loss_init=in_backward(out_of_memory)), **STORED), None
+    simple = {
+        "forward and evaluator": failing_in_forward_and_evaluator,
+        "pruners": pruners,
+        "other backends": other_backends,
+        "refused": refused,
+        "terminated": terminated,
+    }
+    if case in simple:
+        return simple[case]()
     raise AssertionError(case)
 
 
 def main() -> None:
+    if CASE in ENDED:  # on CPU, transformers does not hand `ddp_timeout` on to the process group
+        dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=SECONDS))
     found: dict[str, Any] = {}
-    trainer = None
+    trainer, code = None, 0
     try:
         best, trainer = run(CASE)
         runs = best if isinstance(best, list) else [best]
@@ -179,6 +246,7 @@ def main() -> None:
             "hyperparameters": [item.hyperparameters for item in runs],
             "result": json.loads(result.to_json()),
             "native": type(result.native).__name__,
+            **MORE,
         }
         if trainer is not None and not isinstance(best, list):
             trainer.apply_best_run(best)
@@ -186,8 +254,9 @@ def main() -> None:
             found["again"] = trainer.evaluate()[METRIC]
     except BaseException as exc:
         found = {"error": type(exc).__name__, "message": str(exc)}
-        if CASE in ("dies", "hangs"):
+        if CASE in ENDED:
             raise
+        code = exc.code if isinstance(exc, SystemExit) else 0
     finally:
         (FOLDER / f"rank{RANK}.json").write_text(json.dumps(found))
     # The model first: were the process group to go with it, torch would join its threads while it holds the GIL
@@ -195,6 +264,7 @@ def main() -> None:
     gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

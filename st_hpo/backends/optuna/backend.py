@@ -194,7 +194,7 @@ class OptunaBackend(SearchBackend):
         single: bool,
         catch: tuple[type[BaseException], ...],
     ) -> Any:
-        from st_hpo.backends.optuna.endings import only_logged, says_nothing
+        from st_hpo.backends.optuna.endings import is_lost, only_logged, says_nothing
         from st_hpo.backends.optuna.patience import in_trial
         from st_hpo.backends.optuna.paused import checkpoints_of
         from st_hpo.backends.optuna.promotion import Reporter, continued_number
@@ -219,7 +219,7 @@ class OptunaBackend(SearchBackend):
             if isinstance(exc, self.pruned_exceptions):
                 return source.tell(trial, trainer.record_of(trial.number))
             with only_logged(trial.number):
-                source.tell(trial, trainer.record_of(trial.number), says_nothing(exc))
+                source.tell(trial, trainer.record_of(trial.number), says_nothing(exc), is_lost(exc))
             raise
         return source.tell(trial, record)
 

@@ -6,14 +6,19 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from st_hpo.errors import BackendUnavailableError
+from st_hpo.errors import BackendUnavailableError, RankError
 
 logger = logging.getLogger(__name__)
 
 
 def says_nothing(exc: BaseException) -> bool:
-    """Whether what ended a trial says nothing of its hyperparameters: the end of the search, or of its storage."""
-    return not isinstance(exc, Exception) or isinstance(exc, BackendUnavailableError)
+    """Whether what ended a trial says nothing of its hyperparameters: the end of the search, its storage, a rank."""
+    return not isinstance(exc, Exception) or isinstance(exc, BackendUnavailableError) or is_lost(exc)
+
+
+def is_lost(exc: BaseException) -> bool:
+    """Whether a rank died or hung and none has said why. It may be the trial that does that to its processes."""
+    return isinstance(exc, RankError) and exc.fatal and not exc.kinds
 
 
 @contextlib.contextmanager

@@ -203,13 +203,14 @@ class SharedStudy:
         with contextlib.suppress(UpdateFinishedTrialError):
             self.study._storage.set_trial_user_attr(trial_id, WORKER_ATTRIBUTE, owner)
 
-    def tell(self, trial: Any, record: TrialRecord | None, stopped: bool = False) -> FrozenTrial:
+    def tell(self, trial: Any, record: TrialRecord | None, stopped: bool = False, tried: bool = False) -> FrozenTrial:
         """Tells the study what became of a trial.
 
         Args:
             trial: Optuna's trial.
             record: Its record; None if it did not come to one.
             stopped: Whether it was stopped together with the search, and says nothing of its hyperparameters.
+            tried: Whether it may have been the trial that has ended the search, so that it is not retried for ever.
         """
         self._look_again_at = 0.0
         self._ended += not is_promoted(trial)
@@ -217,11 +218,14 @@ class SharedStudy:
         states = {COMPLETED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED}
         state = TrialState.FAIL if record is None else states.get(record.state, TrialState.FAIL)
         values = record.values if record is not None and state == TrialState.COMPLETE else None
+        tries = trial.user_attrs.get(RETRY_ATTRIBUTE, {}).get("count", 0) + tried
+        again = tries <= MAX_RETRIES
+        retried = stopped and again and self._in_total
         try:
             for name, piece in ({} if record is None else record_attributes(record)).items():
                 trial.set_user_attr(name, piece)
             if stopped:
-                trial.set_user_attr(ENDED_ATTRIBUTE, {"why": STOPPED, "counts": False, "retried": self._in_total})
+                trial.set_user_attr(ENDED_ATTRIBUTE, {"why": STOPPED, "counts": not again, "retried": retried})
             told: FrozenTrial = self.study.tell(trial, values, state, skip_if_finished=True)
         except UpdateFinishedTrialError:
             told = self.study._storage.get_trial(trial._trial_id)
@@ -235,8 +239,8 @@ class SharedStudy:
             )
         else:
             _log(told)
-            if stopped and self._in_total:
-                self._retry(told, told.user_attrs.get(RETRY_ATTRIBUTE, {}).get("count", 0))
+            if retried:
+                self._retry(told, tries)
         return told
 
     def lost(self, trial: Any, record: TrialRecord) -> None:
