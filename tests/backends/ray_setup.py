@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import tune
 from transformers import TrainerCallback
 
 from st_hpo import Float, SearchSpace
@@ -51,7 +52,8 @@ class Together(TrainerCallback):
         self.folder, self.trials = folder, trials
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        (self.folder / f"{state.trial_name}@{state.global_step}").touch()
+        # Not the trial's name in the state: a trial that goes on from another one's checkpoint has that one's
+        (self.folder / f"{tune.get_context().get_trial_id()}@{state.global_step}").touch()
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             marks = [mark.name.split("@") for mark in self.folder.iterdir()]
