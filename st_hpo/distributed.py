@@ -27,6 +27,7 @@ _FENCE_SECONDS = 0.0005
 _GRACE_SECONDS = 10.0
 # How long then to wait for what takes them no training: all waits after a SIGTERM together must be below those 30 s
 _HURRY_SECONDS = 5.0
+_SIGNS = "signs"
 
 
 class Pruned(Exception):
@@ -82,7 +83,8 @@ class Ranks:
                 other ranks leave with a :class:`RankError`, or as it did for :class:`SearchStopped`.
 
         Raises:
-            RankError: Rank 0 could not decide, has not within the timeout, or is gone.
+            RankError: Rank 0 could not decide, has not within the timeout (nor said :meth:`still_deciding`), or is
+                gone.
         """
         scope = self._sections if self._inside else 0  # a rank that leaves a section early asks for less in it
         self._decisions[scope] += 1
@@ -99,15 +101,24 @@ class Ranks:
                 raise
             self._set(key, {"value": value})
             return value
-        reply = self._wait(key, time.monotonic() + self.timeout)
-        if reply is None:
-            raise self._gone(f"rank 0 has not decided within {self.timeout:g} s")
+        signs, reply = self._signs(), self._wait(key, time.monotonic() + self.timeout)
+        while reply is None:
+            if (later := self._signs()) == signs:
+                raise self._gone(f"rank 0 has not decided within {self.timeout:g} s")
+            signs, reply = later, self._wait(key, time.monotonic() + self.timeout)
         if "stopped" in reply:
             raise SearchStopped(reply["stopped"])
         if "error" in reply:
             where = f" in {self._section}" if self._inside else ""
             raise RankError(f"Rank 0 failed{where}: {reply['error']}")
         return reply["value"]
+
+    def still_deciding(self) -> None:
+        """Lets the other ranks wait on for rank 0's decision: it waits itself, for other jobs on the same study."""
+        self._ask("add", _SIGNS, 1)
+
+    def _signs(self) -> int:
+        return int(self._ask("add", _SIGNS, 0))
 
     def check_stop(self, step: int) -> None:
         """Ends the training on all ranks after the same step, once rank 0 has been asked to stop.

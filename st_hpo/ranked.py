@@ -87,6 +87,10 @@ class RankedSearch(Search):
         reached = None if report is None else getattr(report, "reached", 0)
         self._order({"trial": number, "backend_id": backend_id, "reached": reached})
 
+    def waiting(self) -> None:
+        """See :meth:`Search.waiting`; the other ranks wait along, beyond their timeout."""
+        self.ranks.still_deciding()
+
     def _follow(self) -> None:
         """Runs every trial that rank 0 announces, until it announces the end."""
         own: BaseException | None = None

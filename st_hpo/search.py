@@ -249,6 +249,9 @@ class Search:
         """See :meth:`st_hpo.backends.target.SearchTarget.enough`."""
         self.limits.enough(reason)
 
+    def waiting(self) -> None:
+        """See :meth:`st_hpo.backends.target.SearchTarget.waiting`."""
+
     def _look(self) -> None:
         self._looked = True
         self.limits.look(self._all_records, self.objective)

@@ -179,6 +179,7 @@ def test_what_the_steps_own_evaluation_raises_fails_the_trial(tmp_path):
     assert [trial.state for trial in trainer.last_search.trials] == [FAILED]
 
 
-def test_keep_is_a_number_of_trials():
-    with pytest.raises(ValueError, match="`keep` must be at least 0, but got -1"):
-        AshaPruner(pauses=True, keep=-1)
+@pytest.mark.parametrize("keep", [-1, "3", 1.5, True, None])
+def test_keep_is_a_number_of_trials(keep):
+    with pytest.raises(ValueError, match=f"`keep` must be an integer of at least 0, but got {keep!r}"):
+        AshaPruner(pauses=True, keep=keep)

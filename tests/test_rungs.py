@@ -326,7 +326,7 @@ def test_asha_compares_at_one_rung_only_and_ends_what_is_not_a_number():
 
 
 def test_asha_refuses_a_factor_that_keeps_everything():
-    with pytest.raises(ValueError, match="must be at least 2, but got 1"):
+    with pytest.raises(ValueError, match="must be an integer of at least 2, but got 1"):
         AshaPruner(1)
 
 

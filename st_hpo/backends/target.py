@@ -169,6 +169,9 @@ class SearchTarget(Protocol):
             reason: Why, in words, for the result.
         """
 
+    def waiting(self) -> None:
+        """Says that this process waits for trials that others run. To be called every second or so meanwhile."""
+
     @property
     def output_dir(self) -> str:
         """The folder for everything that the search writes: that of the training arguments."""

@@ -96,6 +96,20 @@ def test_a_paused_sweep_is_waited_for(service, caplog, monkeypatch):
     assert len(result.completed) == 2 and "has no run to give yet" in caplog.text
 
 
+def test_a_timeout_ends_the_wait_for_a_paused_sweep(service, monkeypatch):
+    monkeypatch.setattr(wandb_agent, "HEARTBEAT_SECONDS", 0.3)
+    sweep_id = joinable(service, grid([1e-4, 1e-3]))
+
+    def pause_after_the_first(operation, variables):
+        if any(run.state == "finished" for run in service.runs_of()):
+            service.sweep.state = "PAUSED"
+
+    service.before = pause_after_the_first
+    result = search(None, n_trials=2, timeout=8, sweep_id=sweep_id, project="shared").run_summary
+    assert [trial.state for trial in result.trials] == ["completed"] and result.ended_early == "timeout of 8 s"
+    assert [run.state for run in service.runs_of()] == ["finished"]
+
+
 def test_a_guided_sweep_in_the_other_direction_is_refused(service):
     space = {"method": "bayes", "parameters": {"learning_rate": {"min": 1e-5, "max": 1e-3}}}
     sweep_id = joinable(service, {**space, "metric": {"name": LOGGED, "goal": "minimize"}})

@@ -213,6 +213,10 @@ def run(case: str) -> tuple[Any, Any]:
         return search(trainer, hp_space=lambda trial: {"loss.scale": rates[trial.number]}), trainer
     if case in ("dies", "leader dies"):
         return search(trainer_of(callbacks=[OnRank(int(case == "dies"), "run-1", die)]), **STORED), None
+    if case == "waits":
+        trainer = trainer_of()
+        trainer.args.ddp_timeout = 10
+        return search(trainer, n_trials=2, **STORED), None
     if case == "resumes":
         return search(trainer_of(), **STORED), None
     if case == "hangs in backward":

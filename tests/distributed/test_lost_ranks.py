@@ -97,6 +97,31 @@ def test_after_sigterm_nobody_is_waited_for_until_the_launcher_kills(leader, clo
     assert clock.now < 20
 
 
+@pytest.fixture
+def follower(monkeypatch, leader):
+    """Rank 1 of two, on the store of rank 0."""
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(Ranks, "_open_store", lambda self: leader._store)
+    ranks = Ranks(TIMEOUT)
+    ranks.stop = SimpleNamespace(terminated=False, reason=None)
+    return ranks
+
+
+def test_rank_0_is_waited_for_as_long_as_it_says_that_it_waits_for_other_jobs(leader, follower, clock):
+    for seconds in range(1, 5 * int(TIMEOUT), 500):
+        clock.events[seconds] = leader.still_deciding
+    clock.events[5 * TIMEOUT] = lambda: leader.share(lambda: {"trial": 7})
+    assert follower.share() == {"trial": 7}
+    assert 5 * TIMEOUT <= clock.now < 5 * TIMEOUT + 1
+
+
+def test_rank_0_that_says_nothing_any_more_is_given_up(leader, follower, clock):
+    clock.events[TIMEOUT / 2] = leader.still_deciding
+    with pytest.raises(RankError, match="Rank 0 has not decided within 1000 s"):
+        follower.share()
+    assert 1.5 * TIMEOUT <= clock.now < 2 * TIMEOUT + 1 and follower.lost
+
+
 def test_a_rank_that_fails_after_a_fence_is_not_heard_of_at_that_fence(leader, monkeypatch):
     """It may have begun to exchange gradients, so the process group is of no use without this rank."""
     has = leader._has

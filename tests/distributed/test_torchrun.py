@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
+from transformers import TrainerCallback
 
-from st_hpo.testing import METRIC
+from st_hpo import Float, SearchSpace
+from st_hpo.testing import METRIC, make_trainer
 
-from launching import alike, by_hand, objectives, ranks, states, stored, trials
+from launching import alike, by_hand, finish, launch, left, objectives, ranks, states, stored, trials
 from wandb_server import running_server
 
 pytestmark = pytest.mark.slow
@@ -126,3 +129,32 @@ def test_sigopt_and_wandb(folder):
     assert found["seen"] == [[*name, *numbers] for name, numbers in zip(names, read, strict=True)]
     found["result"]["trials"] = both
     assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found)]
+
+
+class Meanwhile(TrainerCallback):
+    """In the middle of a trial, has a job on the same study run another one, and then wait for this one."""
+
+    def __init__(self, folder, seconds):
+        self.folder, self.seconds, self.job = folder, seconds, None
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.job is None:
+            self.job = launch("rank_script.py", "waits", str(self.folder), cwd=self.folder)
+            deadline = time.monotonic() + 120
+            while "COMPLETE" not in [trial.state.name for trial in stored(self.folder)] and time.monotonic() < deadline:
+                time.sleep(0.2)
+            time.sleep(self.seconds)
+
+
+def test_ranks_wait_for_a_trial_of_another_job_for_longer_than_their_timeout(folder):
+    meanwhile = Meanwhile(folder, seconds=25.0)  # the job's `ddp_timeout` is 10 seconds
+    trainer = make_trainer((folder / "model.txt").read_text(), folder / "own", callbacks=[meanwhile])
+    space = SearchSpace({"learning_rate": Float(1e-4, 1e-2, log=True), "loss.scale": Float(5.0, 50.0)})
+    store = {"storage": f"sqlite:///{folder}/study.db", "study_name": "s", "resume": True}
+    trainer.hyperparameter_search(space, METRIC, n_trials=2, **store)
+    output = finish(meanwhile.job, 60)
+    assert meanwhile.job.returncode == 0, output[-4000:]
+    assert states(alike(left(folder))) == ["completed"] * 2

@@ -183,8 +183,9 @@ class OptunaBackend(SearchBackend):
                 after(self._run_trial(trainer, source, trial, single, settings.catch))
             elif source.is_done:
                 return
-            else:
-                time.sleep(_POLL_SECONDS)  # other processes run what is left
+            else:  # other processes run what is left
+                trainer.waiting()
+                time.sleep(_POLL_SECONDS)
 
     def _run_trial(
         self,

@@ -30,16 +30,15 @@ class AshaPruner(BasePruner):
             from its beginning.
 
     Raises:
-        ValueError: ``reduction_factor`` is less than 2, or ``keep`` less than 0.
+        ValueError: ``reduction_factor`` is not an integer of at least 2, or ``keep`` not one of at least 0.
     """
 
     def __init__(
         self, reduction_factor: int = REDUCTION_FACTOR, pauses: bool = False, keep: int = PAUSED_CHECKPOINTS
     ) -> None:
-        if reduction_factor < 2:
-            raise ValueError(f"`reduction_factor` must be at least 2, but got {reduction_factor!r}.")
-        if keep < 0:
-            raise ValueError(f"`keep` must be at least 0, but got {keep!r}.")
+        for name, number, least in (("reduction_factor", reduction_factor, 2), ("keep", keep, 0)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ValueError(f"`{name}` must be an integer of at least {least}, but got {number!r}.")
         self._reduction_factor = reduction_factor
         self.pauses = pauses
         self.keep = keep

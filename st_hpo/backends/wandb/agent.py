@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from st_hpo.backends.wandb.client import REQUEST_SECONDS, WandbClient, WandbSweep, check_reachable, silent, status_of
@@ -64,10 +64,13 @@ class Agent:
         reply = self._request(_CREATE_AGENT, {"host": socket.gethostname(), **variables})
         self._id = reply["createAgent"]["agent"]["id"]
 
-    def next_run(self) -> dict[str, Any] | None:
+    def next_run(self, waiting: Callable[[], None]) -> dict[str, Any] | None:
         """Returns the server's command to start a run; None when the sweep has ended.
 
         Waits as long as the server has none: a sweep may be paused, and the runs of other agents be awaited.
+
+        Args:
+            waiting: Called again and again meanwhile. What it raises ends the wait.
 
         Raises:
             BackendUnavailableError: The sweep is gone, or the server.
@@ -89,6 +92,7 @@ class Agent:
                     f"The sweep {self.sweep.path} has no run to give yet: it is paused, or waits for other agents. "
                     "Waiting for one; Ctrl-C ends the search."
                 )
+            waiting()
             time.sleep(pause)
             pause = min(2 * pause, HEARTBEAT_SECONDS)
         return None

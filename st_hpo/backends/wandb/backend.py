@@ -169,10 +169,16 @@ class WandbBackend(SearchBackend):
             self._sweep = sweep
             agent = Agent(client, sweep)
             metric = (config.get("metric") or {}).get("name")
+
+            def waiting() -> None:
+                if (ending := trainer.ending) is not None:
+                    raise ending
+                trainer.waiting()
+
             for number in range(n_trials):
                 if (no_more := trainer.no_more) is not None:
                     raise no_more
-                command = agent.next_run()
+                command = agent.next_run(waiting)
                 if command is None:
                     logger.warning(f"The sweep {sweep.path} has ended after {number} of {n_trials} trials.")
                     break
