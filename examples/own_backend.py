@@ -17,7 +17,7 @@ from typing import Any
 
 from st_hpo.backends.base import SearchBackend, caught_exceptions, check_known
 from st_hpo.backends.target import SearchTarget
-from st_hpo.errors import SearchSpaceError
+from st_hpo.errors import NotSupportedError, SearchSpaceError
 from st_hpo.space import Categorical, Float, Int, SearchSpace
 
 
@@ -45,6 +45,10 @@ class RandomBackend(SearchBackend):
         """Refuses what cannot work, before any model is loaded."""
         check_known(self.name, kwargs, ["generator_seed", "catch"], "these")
         caught_exceptions(kwargs.get("catch", ()))
+
+    def check_rungs(self, kwargs: Mapping[str, Any]) -> None:
+        """Refuses ``rungs`` and ``trial_evaluator``: random search compares nothing during a training."""
+        raise NotSupportedError("The backend 'random' prunes nothing. Leave out `rungs` and `trial_evaluator`.")
 
     def enqueue(self, points: list[dict[str, Any]], space: SearchSpace, kwargs: Mapping[str, Any]) -> list[str]:
         """Takes what the user wants the first trials to have; without this method it is refused."""

@@ -42,6 +42,7 @@ class AfterSearch(RebuildableTrainer):
     """The part of a trainer that goes on from a search."""
 
     _last_objective: Objective | None = None
+    _last_from_best: bool = False
 
     def apply_best_run(self, best_run: BestRun | TrialRecord) -> None:
         """Takes over the hyperparameters of a run: ``train()`` then reproduces its objective.
@@ -170,6 +171,7 @@ class AfterSearch(RebuildableTrainer):
         objective = self._confirmed_objective(result, compute_objective, direction, held_out)
         runner = self._trial_runner(snapshot, router, factories, objective, verbose)
         runner.held_out, runner.ranks = held_out, ranks
+        runner.best_evaluation = objective is self._last_objective and self._last_from_best
         runner.saving = Saving(snapshot.output_dir, keeps=False, limit=None)
         runner.tracking = Tracking(search_group(self.args, {}), snapshot.output_dir, verbose)
         self._release()

@@ -85,7 +85,7 @@ class Searching(AfterSearch):
                 installed of Optuna, Ray Tune and W&B.
             hp_name: Names a trial's run, from the backend's trial (for Ray and W&B a dict of the values): its folder
                 below ``output_dir`` if it saves checkpoints, and its name in trackers. By default ``run-<id>``, with
-                what the backend calls the trial.
+                what the backend calls the trial. Runs of a W&B sweep are ``trial-<number>`` in any case.
             objective_from: ``"end"``: from an evaluation at the end of the training. ``"best"``: from the best
                 evaluation during the training or at its end.
             baseline: Whether to evaluate the untrained model before the first trial. It shows what the search adds,
@@ -198,7 +198,7 @@ class Searching(AfterSearch):
         search.default_trial, search.limits = default_trial, limits
         search.plan = Plan(n_trials, found.name, limits, timeout, found.concurrency(kwargs), points, asked.evaluator)
         search.plan.in_total = found.n_trials_is_total(kwargs)
-        self._last_objective = objective
+        self._last_objective, self._last_from_best = objective, objective_from == "best"
         runner.shared = SharedWork(MAX_BYTES if share_work else 0)
         self._release()
         with runner.shared:

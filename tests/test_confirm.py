@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainerCallback
 
-from st_hpo import ConfigurationError, SearchResult
+from st_hpo import ConfigurationError, Float, SearchResult, SearchSpace
 from st_hpo.confirmation import Confirmation, ConfirmedTrial, student_interval
 from st_hpo.confirming import FILE
 from st_hpo.records import TrialRecord
@@ -56,6 +56,19 @@ def test_the_seeds_are_others_than_that_of_the_search_by_default():
     search(trainer, n_trials=1)
     seed = fast_arguments().seed
     assert trainer.confirm(k=5).trials[0].seeds == [seed + 1, seed + 2, seed + 3]
+
+
+def test_the_values_are_of_the_best_evaluation_where_those_of_the_search_are():
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1}
+    trainer = fast_trainer(args=fast_arguments(**evaluating))
+    search(trainer, n_trials=1, objective_from="best", hp_space=SearchSpace({"learning_rate": Float(0.02, 0.03)}))
+    (trial,) = trainer.confirm(k=1, seeds=[3]).trials
+    again = fast_trainer(args=fast_arguments(**trial.hyperparameters, **evaluating, seed=3))
+    again.train()
+    scores = [log[METRIC] for log in again.state.log_history if METRIC in log]
+    assert trial.values == [[max(scores)]] and max(scores) > scores[-1]
+    (trial,) = trainer.confirm(k=1, seeds=[3], compute_objective=METRIC, direction="maximize").trials
+    assert trial.values == [[scores[-1]]]
 
 
 def test_a_held_out_evaluator_gives_the_values():

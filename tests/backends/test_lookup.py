@@ -10,10 +10,11 @@ import pytest
 from transformers.hyperparameter_search import default_hp_search_backend
 from transformers.trainer_utils import HPSearchBackend
 
-from st_hpo import BackendNotInstalledError, ConfigurationError
+from st_hpo import BackendNotInstalledError, ConfigurationError, NotSupportedError
 from st_hpo.backends import BACKENDS, SearchBackend, backend_names, get_backend
 from st_hpo.backends.optuna.backend import OptunaBackend
 
+from fast_trainer import RATES, fast_trainer
 from own_backend import RandomBackend
 
 OURS = ["optuna", "ray", "sigopt", "wandb"]
@@ -85,6 +86,11 @@ def test_another_package_registers_its_backend(tmp_path, monkeypatch):
     assert type(get_backend("theirs")) is RandomBackend
     with pytest.raises(ConfigurationError, match="Did you mean 'theirs'"):
         get_backend("their")
+
+
+def test_a_backend_that_compares_nothing_refuses_rungs():
+    with pytest.raises(NotSupportedError, match="'random' prunes nothing. Leave out `rungs`"):
+        fast_trainer().hyperparameter_search(RATES, n_trials=1, backend=RandomBackend, rungs=[0.5])
 
 
 def test_a_registered_name_that_is_no_backend_is_refused(tmp_path, monkeypatch):

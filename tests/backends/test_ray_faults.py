@@ -16,7 +16,7 @@ from ray import tune
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
-from st_hpo import BackendUnavailableError
+from st_hpo import BackendUnavailableError, NoFinishedTrialError
 from st_hpo.records import COMPLETED, FAILED, PRUNED
 from st_hpo.testing import METRIC, make_trainer, scaled_loss
 
@@ -188,6 +188,19 @@ def test_several_objectives_of_a_search_algorithm(cluster, tiny_model, tmp_path)
     for record in records:
         assert record.objective == [record.metrics[key] for key in keys]
         assert record.objective[0] == by_hand(tiny_model, tmp_path, record)
+
+
+def test_a_timeout_ends_the_training_with_ones_own_arguments_at_once(cluster, tiny_model, tmp_path):
+    class Slow(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            time.sleep(600)
+
+    trainer = trainer_with(tiny_model, tmp_path, Slow())
+    began = time.monotonic()
+    with pytest.raises(NoFinishedTrialError):
+        search(trainer, n_trials=1, default_trial=True, timeout=12, **storage(tmp_path))
+    assert time.monotonic() - began < 300 and trainer.last_search.trials == []
+    assert trainer.last_search.default.error == "stopped: timeout of 12 s"
 
 
 def test_time_that_is_up_leaves_what_was_finished(cluster, tiny_model, tmp_path):

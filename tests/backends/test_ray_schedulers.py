@@ -72,6 +72,7 @@ def test_a_pruner_by_its_name_needs_no_evaluations_and_leaves_no_trace(cluster, 
     [
         ({"rungs": [0.5]}, "are for a scheduler, but there is none"),
         ({"rungs": [0.5], "scheduler": tune.schedulers.HyperBandScheduler(max_t=4)}, "pauses trials"),
+        ({"rungs": [0.5], "scheduler": "hyperband"}, "hyperband pauses trials"),
         ({"pruner": "asha", "scheduler": tune.schedulers.ASHAScheduler()}, "Leave one of them out"),
         ({"pruner": "ash"}, "'asha'"),
         ({"pruner": MedianPruner()}, "prunes by a scheduler"),

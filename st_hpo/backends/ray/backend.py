@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 # How often a trial is begun again whose worker or node has died; an exception in a trial is no such case
 NODE_FAILURES = 3
+_POLL_SECONDS = 0.5
 
 
 class RayBackend(SearchBackend):
@@ -156,16 +157,19 @@ class RayBackend(SearchBackend):
             remote = ray.remote(max_retries=NODE_FAILURES, **task_resources(self._resources))(function)
             task = remote.remote(self._ship(trainer, None))
             try:
+                while not ray.wait([task], timeout=_POLL_SECONDS)[0]:
+                    if (ending := trainer.ending) is not None:
+                        raise ending
                 return ray.get(task)
-            except KeyboardInterrupt:
-                ray.cancel(task, force=True)
-                raise
             except ray.exceptions.RayError as exc:
                 cause = getattr(exc, "cause", None)
                 if isinstance(cause, TrialFailed):
                     error = cause.error()
                     raise error from error.__cause__
                 raise worker_lost(what, NODE_FAILURES + 1, exc) from exc
+            except BaseException:
+                ray.cancel(task, force=True)
+                raise
 
     def run(self, trainer: SearchTarget, n_trials: int, direction: str | list[str], **kwargs: Any) -> None:
         """See :meth:`SearchBackend.run`."""

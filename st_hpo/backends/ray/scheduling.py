@@ -8,6 +8,8 @@ from typing import Any
 from st_hpo.errors import ConfigurationError, NotSupportedError
 from st_hpo.rung_points import PRUNERS, REDUCTION_FACTOR, check_pruner_name
 
+# What `ray.tune.schedulers.create_scheduler` makes of these names pauses trials
+_PAUSING_NAMES = ("hyperband", "hb_bohb", "pbt", "pbt_replay", "pb2", "resource_changing")
 RUNG = "rung"  # in a report at a rung: 1, and REDUCTION_FACTOR times as much at each further one
 
 
@@ -50,9 +52,9 @@ def check_scheduler_at_rungs(kwargs: Mapping[str, Any]) -> None:
             "`rungs` and `trial_evaluator` are for a scheduler, but there is none. Pass pruner='asha', 'hyperband' or "
             "'median', or a `scheduler` of Ray Tune's."
         )
-    if not isinstance(scheduler, str) and checkpoint_needs(scheduler)[0]:
+    if scheduler in _PAUSING_NAMES if isinstance(scheduler, str) else checkpoint_needs(scheduler)[0]:
         raise NotSupportedError(
-            f"{type(scheduler).__name__} pauses trials and needs a checkpoint at every report, which is written where "
+            f"{scheduler if isinstance(scheduler, str) else type(scheduler).__name__} pauses trials and needs a checkpoint at every report, which is written where "
             "the training evaluates, not at rungs. Leave `rungs` and `trial_evaluator` out and set eval_strategy and "
             "eval_steps in the training arguments; or take pruner='hyperband' or 'median', which pause nothing."
         )
