@@ -7,13 +7,18 @@ import ctypes
 import json
 import math
 import os
+import secrets
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from st_hpo.errors import ConfigurationError
+from st_hpo.folders import LOCK
 from st_hpo.jsonable import from_jsonable, to_jsonable
 from st_hpo.objective import Objective
 from st_hpo.randomness import random_states_kept
@@ -69,6 +74,7 @@ class BestModelKeeper:
     output_dir: str
     search: str
     _staged: Path | None = None
+    _held: FileLock | None = None
 
     @property
     def folder(self) -> Path:
@@ -109,10 +115,31 @@ class BestModelKeeper:
             number: The number of its trial.
         """
         self.discard()
-        self._staged = Path(self.output_dir, f".{BEST_MODEL}-{number}-{os.getpid()}")
-        shutil.rmtree(self._staged, ignore_errors=True)
+        with self._together():
+            self._remove_what_was_left()
+            self._staged = Path(self.output_dir, f".{BEST_MODEL}-{number}-{os.getpid()}-{secrets.token_hex(4)}")
+            self._staged.mkdir(parents=True)
+            self._held = FileLock(self._staged / LOCK)
+            self._held.acquire()
         with random_states_kept():
             model.save_pretrained(str(self._staged))
+
+    def _remove_what_was_left(self) -> None:
+        """Removes models that processes had staged which were killed: nobody holds them any more."""
+        for lock in Path(self.output_dir).glob(f".{BEST_MODEL}-*/{LOCK}"):
+            with contextlib.suppress(Timeout, OSError), FileLock(lock, timeout=0):
+                shutil.rmtree(lock.parent, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """No other process does in here what this one does."""
+        Path(self.output_dir).mkdir(parents=True, exist_ok=True)
+        lock = Path(self.output_dir, f".{BEST_MODEL}.lock")
+        try:
+            with FileLock(lock):
+                yield
+        finally:
+            lock.unlink(missing_ok=True)
 
     def publish(self, note: BestModelNote, direction: str) -> bool:
         """Puts the staged model in the place of the best one so far, if it still beats that.
@@ -120,20 +147,18 @@ class BestModelKeeper:
         Returns:
             Whether it is the best now.
         """
-        from filelock import FileLock
-
         if self._staged is None:
             return False
-        lock = Path(self.output_dir, f".{BEST_MODEL}.lock")
         try:
-            with FileLock(lock):
+            with self._together():
                 if not self.beats(note.values[0], direction):
                     return False
                 note.write(self._staged)
+                self._let_go()
+                (self._staged / LOCK).unlink(missing_ok=True)
                 _replace(self._staged, self.folder)
                 return True
         finally:
-            lock.unlink(missing_ok=True)
             self.discard()
 
     def write_card(self, result: SearchResult) -> None:
@@ -144,9 +169,15 @@ class BestModelKeeper:
 
     def discard(self) -> None:
         """Removes what is staged."""
+        self._let_go()
         if self._staged is not None:
             shutil.rmtree(self._staged, ignore_errors=True)
             self._staged = None
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
 
 def _replace(new: Path, target: Path) -> None:

@@ -15,12 +15,15 @@ from functools import partial
 from typing import Any
 
 import cloudpickle
+import sentence_transformers
 import torch
+import transformers
 from datasets import Dataset, DatasetDict
+from packaging.version import Version
 from torch import nn
 from transformers.trainer_callback import ExportableState
 
-from st_hpo.loss_weights import own_state
+from st_hpo.loss_weights import MODULES_OWN, own_state
 
 _KNOWN = ("transformers.", "sentence_transformers.", "st_hpo.")
 _KNOWN_VALUES = (*_KNOWN, "torch.", "peft.", "tokenizers.", "builtins.", "collections.", "functools.", "accelerate.")
@@ -28,7 +31,11 @@ _KNOWN_VALUES = (*_KNOWN, "torch.", "peft.", "tokenizers.", "builtins.", "collec
 _BEGIN_ANEW = {"SpladeRegularizerWeightSchedulerCallback"}
 # Optimizers that keep a part of their state elsewhere
 _HIDDEN_STATE = ("schedule_free", "layerwise", "lomo")
-_MODULES_OWN = {*vars(nn.Module()), "_non_persistent_buffers_set"}
+# Before, a training that goes on takes the first epoch's order in later ones, and drops gradients that upstream keeps
+_SINCE = {
+    "transformers": (Version("5.17"), Version(transformers.__version__)),
+    "sentence-transformers": (Version("6.2"), Version(sentence_transformers.__version__)),
+}
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
 
@@ -38,6 +45,11 @@ def left_out(args: Any) -> str | None:
     Args:
         args: The training arguments of a trial.
     """
+    for package, (least, version) in _SINCE.items():
+        if version < least:
+            return f"{package} {version}, older than {least},"
+    if args.dataloader_persistent_workers and args.dataloader_num_workers > 0:  # they draw once, when they begin
+        return "dataloader_persistent_workers=True"
     if args.eval_on_start:  # once more at every beginning
         return "eval_on_start=True"
     if args.auto_find_batch_size:
@@ -96,11 +108,16 @@ def trainer_allows(trainer: Any) -> bool:
         and getattr(trainer, "optimizer_cls_and_kwargs", None) is None
         and all(isinstance(value, torch.Tensor) for value in model.state_dict().values())
         and all(weight.device == torch.device(args.device) for weight in _weights(trainer))
+        and not any(_is_compiled(module) for root in _modules(trainer).values() for module in root.modules())
     )
 
 
 def _tokenises(module: nn.Module) -> bool:
     return hasattr(module, "preprocess") or hasattr(module, "tokenize")
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None  # by its method `compile`
 
 
 def _weights(trainer: Any) -> Iterator[torch.Tensor]:
@@ -143,7 +160,7 @@ def beside_weights(trainer: Any) -> str | None:
     try:
         for root, item in _modules(trainer).items():
             for name, module in item.named_modules():
-                own = {key: value for key, value in vars(module).items() if key not in _MODULES_OWN}
+                own = {key: value for key, value in vars(module).items() if key not in MODULES_OWN}
                 hooks = [hook for kind in _HOOKS for hook in (getattr(module, kind, None) or {}).values()]
                 if any(_is_foreign(value) for value in (*own.values(), *hooks)):
                     return None

@@ -28,6 +28,7 @@ _GRACE_SECONDS = 10.0
 # How long then to wait for what takes them no training: all waits after a SIGTERM together must be below those 30 s
 _HURRY_SECONDS = 5.0
 _SIGNS = "signs"
+_TERMINATED = "terminated"
 
 
 class Pruned(Exception):
@@ -53,6 +54,7 @@ class Ranks:
         self.stop = StopSignal()
         self.lost = False
         self._missing: list[int] = []
+        self._told_terminated = False
         self._decisions: Counter[int] = Counter()
         self._sections = 0
         self._section = ""
@@ -130,6 +132,11 @@ class Ranks:
             SearchStopped: This was that step.
         """
         key = f"stop/{self._sections}"
+        if not self.is_main and self.stop.terminated and not self._told_terminated:
+            self._told_terminated = True
+            self._set(_TERMINATED, self.rank)
+        if self.is_main and self.size > 1 and not self.stop.terminated and self._has(_TERMINATED):
+            self.stop.terminate()  # the launcher of another machine ends its ranks
         if self.is_main and self.stop.reason is not None and not self._has(key):
             self._set(key, {"at": step + 1, "reason": self.stop.reason})
         if self._has(key):
@@ -179,9 +186,8 @@ class Ranks:
         own = error is not None and not isinstance(error, (*agreed, RankError))
         text = describe(error) if error is not None and own else ""
         broken = _in_a_collective(text) or (isinstance(error, RankError) and error.fatal)
-        if (own or broken) and not self._has(failed):
-            kinds = [] if broken else [kind.__name__ for kind in type(error).__mro__]
-            self._set(failed, {"rank": self.rank, "error": text, "kinds": kinds, "fatal": broken})
+        if error is not None and (broken or not isinstance(error, RankError)):
+            self.announce_failure(error, broken)
         outcome = f"outcome/{self._sections}"
         self._set(f"{outcome}/{self.rank}", {"broken": broken})
         # The others may wait for this rank in a collective operation, and say so when that has run into its timeout
@@ -193,9 +199,26 @@ class Ranks:
             who = f"rank(s) {self._missing} have died or hang" if self._missing else "the ranks have lost each other"
             why = f"; rank {first['rank']} says: {first['error']}" if first is not None and first["error"] else ""
             return self._gone(who + why, [] if first is None else first["kinds"])
-        if first is None or (own and first["rank"] == self.rank):
+        if first is None or isinstance(error, agreed) or (own and first["rank"] == self.rank):
             return None
         return RankError(f"Rank {first['rank']} failed in {self._section}: {first['error']}", kinds=first["kinds"])
+
+    def announce_failure(self, error: BaseException, broken: bool = False) -> None:
+        """Says that this rank leaves the section by an exception, unless another one has said so before.
+
+        Also of what all ranks raise together, as a rule: were it raised on one alone, the others would wait for it.
+
+        Args:
+            error: The exception.
+            broken: Whether the process group is of no use any more.
+        """
+        key = f"failed/{self._sections}"
+        if self._has(key):
+            return
+        own = not isinstance(error, RankError)
+        kinds = [] if broken else [kind.__name__ for kind in type(error).__mro__]
+        found = {"rank": self.rank, "error": describe(error) if own else "", "kinds": kinds, "fatal": broken}
+        self._set(key, {**found, "stopped": error.reason if isinstance(error, SearchStopped) else None})
 
     def fence(self) -> None:
         """Waits for the others, outside of any collective operation, so that none of them waits in one in vain.
@@ -223,6 +246,8 @@ class Ranks:
         key = f"failed/{self._sections}"
         if self._has(key) and not came():
             first = self._get(key)
+            if first["stopped"] is not None:
+                raise SearchStopped(first["stopped"])
             why = first["error"] or "another rank has died or hangs"
             raise RankError(f"Rank {first['rank']} failed in {self._section}: {why}", first["fatal"], first["kinds"])
 

@@ -66,13 +66,14 @@ class EvaluationRecorder:
         started = time.perf_counter()
         try:
             metrics = evaluate()
+        except Exception:
+            _raise_error_of(trainer.evaluator)  # somebody has missed its metrics
+            raise
         finally:
             self._depth -= 1
             if trainer.is_in_train and not self._apart and self._depth == 0:
                 self.seconds += time.perf_counter() - started
-        error = getattr(trainer.evaluator, "error", None)
-        if isinstance(error, BaseException):  # of a FencedEvaluator
-            raise error
+        _raise_error_of(trainer.evaluator)
         if recorded and self._depth == 0 and trainer.is_in_train and not self._apart:
             step = trainer.state.global_step
             # `auto_find_batch_size` starts the training over; what came before belongs to no run
@@ -83,6 +84,12 @@ class EvaluationRecorder:
             if self.on_evaluation is not None:
                 self.on_evaluation(step, completed)
         return metrics
+
+
+def _raise_error_of(evaluator: Any) -> None:
+    error = getattr(evaluator, "error", None)
+    if isinstance(error, BaseException):  # of a FencedEvaluator
+        raise error from None
 
 
 def final_evaluation(trainer: Any, evaluations: EvaluationRecorder) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import signal
 import threading
 import time
@@ -29,6 +30,9 @@ _DISK_MESSAGES = (
 
 
 SIGTERM, SIGINT = "SIGTERM", "KeyboardInterrupt"
+# A signal to the whole process group reaches its processes one after the other
+_MEANWHILE_SECONDS = 0.2
+_SAME_SIGNAL_SECONDS = 5.0
 
 
 class SearchStopped(BaseException):
@@ -100,6 +104,17 @@ class StopSignal:
         """Whether SIGTERM has come."""
         return self._terminated
 
+    def terminate(self) -> None:
+        """Takes it that SIGTERM has come."""
+        self._terminated = True
+
+    def explains(self, exc: BaseException) -> bool:
+        """Whether an exception only says that the signal for this process has ended its data loader's workers too."""
+        if not (isinstance(exc, RuntimeError) and "DataLoader worker" in str(exc)):
+            return False
+        time.sleep(_MEANWHILE_SECONDS)  # one may hear of the workers before the signal comes
+        return self._terminated
+
     def check(self) -> None:
         """Raises if the search is to end.
 
@@ -114,7 +129,8 @@ class StopSignal:
         """Starts the clock, and takes SIGTERM as a request to end in good order; a second one is taken as before.
 
         Args:
-            interrupts: Take Ctrl-C in the same way, instead of as a KeyboardInterrupt wherever the process is.
+            interrupts: Take Ctrl-C in the same way, instead of as a KeyboardInterrupt wherever the process is. Take
+                a SIGTERM within five seconds of the first for the same.
         """
         if self._timeout is not None:
             self._deadline = time.monotonic() + self._timeout
@@ -123,9 +139,17 @@ class StopSignal:
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
+        first: list[float] = []
+
         def terminate(number: int, frame: Any) -> None:
             self._terminated = True
-            signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+            first.append(time.monotonic())
+            # Under a launcher it may come from whoever ends the job, and once more from the launcher
+            if not interrupts:
+                signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+            elif first[-1] - first[0] > _SAME_SIGNAL_SECONDS:
+                signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+                os.kill(os.getpid(), signal.SIGTERM)
 
         def interrupt(number: int, frame: Any) -> None:
             self._interrupted = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 LOSS_FILE = "loss.pt"  # inside of a checkpoint
+MODULES_OWN = {*vars(nn.Module()), "_non_persistent_buffers_set"}
 
 
 def _modules(loss: Any) -> dict[str, nn.Module]:
@@ -41,3 +43,26 @@ def load_loss(loss: Any, model: nn.Module, file: Path) -> None:
     for name, tensor in own_state(loss, model):
         if name in stored:
             tensor.copy_(stored[name])
+
+
+@contextlib.contextmanager
+def loss_kept(loss: Any, model: nn.Module) -> Iterator[None]:
+    """Gives a loss back what it counts or averages in this block, all but what is changed inside of an attribute.
+
+    Upstream evaluates a loss in its training mode (``BaseTrainer.evaluation_loop``).
+    """
+    models = {id(module) for module in model.modules()}
+    own = [part for root in _modules(loss).values() for part in root.modules() if id(part) not in models]
+    there = [(part, name, item) for part in own for name, item in part._buffers.items() if item is not None]
+    values = [item.clone() for _, _, item in there]
+    attributes = [{key: value for key, value in vars(part).items() if key not in MODULES_OWN} for part in own]
+    try:
+        yield
+    finally:
+        for part, before in zip(own, attributes, strict=True):
+            for key in [key for key in vars(part) if key not in MODULES_OWN and key not in before]:
+                del part.__dict__[key]
+            part.__dict__.update(before)
+        for (part, name, item), value in zip(there, values, strict=True):
+            item.detach().copy_(value)
+            part._buffers[name] = item

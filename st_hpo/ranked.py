@@ -52,11 +52,13 @@ class RankedSearch(Search):
             self._baseline, self.objective.names, self.objective.directions = Baseline(**baseline), names, directions
 
     def _settle(self) -> None:
-        if self.ranks.is_main:
-            super()._settle()
-        self.objective.names, self.objective.directions = self.ranks.share(
-            lambda: [self.objective.names, self.objective.directions]
-        )
+        settle = super()._settle
+
+        def decide() -> list[list[str]]:
+            settle()
+            return [self.objective.names, self.objective.directions]
+
+        self.objective.names, self.objective.directions = self.ranks.share(decide)
 
     def _run_backend(self) -> None:
         try:

@@ -16,8 +16,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from st_hpo.continuation import beside_weights
 from st_hpo.errors import ConfigurationError, MetricNotFoundError
 from st_hpo.evaluations import EvaluationRecorder, with_both_spellings
+from st_hpo.loss_weights import loss_kept
 from st_hpo.objective import Objective, direction_of_evaluator, primary_metric
 from st_hpo.randomness import random_states_kept
 from st_hpo.rung_points import RungPoints
@@ -113,7 +115,15 @@ def evaluate_apart(trainer: Any, evaluations: EvaluationRecorder, evaluator: Any
     """
     with random_states_kept(), _unheard(trainer), evaluations.apart():
         if evaluator is None:
-            metrics = trainer.evaluate()
+            before = None if trainer.eval_dataset is None else beside_weights(trainer)
+            with loss_kept(trainer.loss, trainer.model):
+                metrics = trainer.evaluate()
+            if before is not None and beside_weights(trainer) not in (before, None):
+                raise ConfigurationError(
+                    "The evaluation at a rung has changed what the loss keeps beside its weights, so the training "
+                    "would not go on as it does without rungs. Pass a `trial_evaluator`, with which no loss is "
+                    "computed there."
+                )
         else:
             with _evaluating_with(trainer, evaluator):
                 metrics = trainer.evaluate()
@@ -125,6 +135,7 @@ def _unheard(trainer: Any) -> Iterator[None]:
     handler, card = trainer.callback_handler, trainer.model.model_card_data
     callbacks, control, logged = handler.callbacks, copy.copy(trainer.control), len(trainer.state.log_history)
     results, logs = dict(card.eval_results_dict or {}), [dict(line) for line in card.training_logs]
+    loaders = dict(getattr(trainer, "_eval_dataloaders", {}))  # with workers that persist, which have begun
     handler.callbacks = []
     try:
         yield
@@ -133,12 +144,14 @@ def _unheard(trainer: Any) -> Iterator[None]:
         vars(trainer.control).update(vars(control))
         del trainer.state.log_history[logged:]
         card.eval_results_dict, card.training_logs = results, logs
+        if hasattr(trainer, "_eval_dataloaders"):
+            trainer._eval_dataloaders = loaders
 
 
 @contextlib.contextmanager
 def _evaluating_with(trainer: Any, evaluator: Any) -> Iterator[None]:
     own, dataset = trainer.evaluator, trainer.eval_dataset
-    trainer.evaluator = FencedEvaluator(evaluator) if isinstance(own, FencedEvaluator) else evaluator
+    trainer.evaluator = FencedEvaluator(evaluator, own.ranks) if isinstance(own, FencedEvaluator) else evaluator
     trainer.eval_dataset = None
     try:
         yield

@@ -56,10 +56,12 @@ class FencedEvaluator:
 
     Args:
         evaluator: The evaluator.
+        ranks: The ranks.
     """
 
-    def __init__(self, evaluator: Any) -> None:
+    def __init__(self, evaluator: Any, ranks: Ranks) -> None:
         self._evaluator = evaluator
+        self.ranks = ranks
         self.error: BaseException | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -68,6 +70,7 @@ class FencedEvaluator:
             return self._evaluator(*args, **kwargs)
         except Exception as exc:
             self.error = exc
+            self.ranks.announce_failure(exc)  # before another rank misses the metrics, and fails for that
             return {}
 
     def __getattr__(self, name: str) -> Any:

@@ -16,7 +16,7 @@ from st_hpo.duplicates import is_determined, take_over
 from st_hpo.errors import HPOError, SearchSpaceError
 from st_hpo.evaluations import EvaluationRecorder, final_evaluation, held_out_metrics
 from st_hpo.factories import TrialView, make_model_and_loss
-from st_hpo.faults import StopSignal, describe
+from st_hpo.faults import SIGTERM, SearchStopped, StopSignal, describe
 from st_hpo.folders import check_run_name
 from st_hpo.jsonable import recordable
 from st_hpo.pausing import CannotContinue, PausingCheckpoints
@@ -67,16 +67,21 @@ class TrialRunner(TrialSetting):
         if isinstance(checkpoints, PausingCheckpoints) and not self._may_pause:
             checkpoints = None
         args: list[Any] = []
+
+        def run() -> None:
+            try:
+                self._run(record, propose, native, report, checkpoints, stop, trained, args)
+            except RuntimeError as exc:
+                if stop is not None and stop.explains(exc):
+                    raise SearchStopped(SIGTERM) from None
+                raise
+
         try:
             with self._console(), self.shared.trial():
                 if self.ranks is None:
-                    self._run(record, propose, native, report, checkpoints, stop, trained, args)
+                    run()
                 else:
-                    self.ranks.together(
-                        f"trial {record.number}",
-                        lambda: self._run(record, propose, native, report, checkpoints, stop, trained, args),
-                        agreed=self.pruned_exceptions,
-                    )
+                    self.ranks.together(f"trial {record.number}", run, agreed=self.pruned_exceptions)
         except Pruned as exc:
             record.state, record.error = PRUNED, str(exc)
             forget_frames(exc)

@@ -143,11 +143,13 @@ class TrialSetting:
             yield
             return
         self.saving.prepare(args)
-        if not self.decides:
-            args.output_dir = os.path.join(args.output_dir, name)
+        if self.ranks is not None and not self.decides:
+            args.output_dir = os.path.join(args.output_dir, self.ranks.share())
             yield
             return
         with self.saving.folder(args, name, record, self.objective):
+            if self.ranks is not None:
+                self.ranks.share(lambda: os.path.basename(args.output_dir))
             yield
 
     def _proposal(
@@ -185,7 +187,7 @@ class TrialSetting:
         if self.ranks is not None:
             trainer._of_trial.ranks = self.ranks
             if trainer.evaluator is not None:
-                trainer.evaluator = FencedEvaluator(trainer.evaluator)
+                trainer.evaluator = FencedEvaluator(trainer.evaluator, self.ranks)
         return trainer
 
 

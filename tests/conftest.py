@@ -14,10 +14,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 
 pytest.register_assert_rewrite("st_hpo.testing")
 
 torch.set_num_threads(1)
+settings.register_profile("tests", derandomize=True, deadline=None)
+settings.load_profile("tests")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 

@@ -221,7 +221,7 @@ class Saved:
         self.text = text
 
     def save_pretrained(self, folder: str) -> None:
-        Path(folder).mkdir(parents=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, "model").write_text(self.text)
 
 
@@ -233,6 +233,19 @@ def test_several_processes_keep_the_best_of_all(tmp_path):
     assert not a.publish(BestModelNote("s", 0, ["m"], [0.4]), "maximize")
     assert (tmp_path / BEST_MODEL / "model").read_text() == "b" and names(tmp_path) == [BEST_MODEL]
     assert a.beats(0.4, "minimize") and not a.beats(0.5, "maximize") and other.beats(-1.0, "maximize")
+
+
+def test_what_a_killed_process_had_staged_is_removed_and_what_a_living_one_has_is_not(tmp_path):
+    killed, living, third = (BestModelKeeper(str(tmp_path), "s") for _ in range(3))
+    killed.stage(Saved("killed"), 0)
+    living.stage(Saved("living"), 1)
+    killed._let_go()  # as the system does
+    third.stage(Saved("third"), 2)
+    staged = sorted(path.read_text() for path in tmp_path.glob(".best_model-*/model"))
+    assert staged == ["living", "third"]
+    for number, keeper in enumerate((living, third)):
+        assert keeper.publish(BestModelNote("s", number, ["m"], [float(number)]), "maximize")
+    assert names(tmp_path) == [BEST_MODEL] and names(tmp_path / BEST_MODEL) == ["model", NOTE]
 
 
 def test_without_the_systems_exchange_the_folder_is_replaced_in_two_steps(tmp_path, monkeypatch):

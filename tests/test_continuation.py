@@ -5,18 +5,22 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import optuna
 import pytest
 import torch
+from packaging.version import Version
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from st_hpo import ConfigurationError
+from st_hpo.continuation import _SINCE, left_out
 from st_hpo.records import COMPLETED, PRUNED
 
 from embedded import model_path
-from fast_trainer import METRIC
+from fast_trainer import METRIC, fast_arguments
 from pausing_setup import AtFirst, check, scores_of, search, trainer_of, whole
 from scenarios import embedding_evaluator, pairs
 
@@ -145,6 +149,44 @@ def unchanged(batch: Any) -> Any:
 def test_what_a_checkpoint_does_not_hold_is_trained_from_its_beginning(changes, tmp_path):
     expected = whole(tmp_path, **changes)
     check(search(trainer_of(tmp_path, **changes)), expected.objective, continued=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1}, "dataloader_persistent_workers=True"),
+        ({"dataloader_num_workers": 1}, None),
+    ],
+)
+def test_workers_that_persist_draw_once_which_no_checkpoint_knows(changes, name):
+    assert left_out(fast_arguments(**changes)) == name
+
+
+@pytest.mark.parametrize("package", ["transformers", "sentence-transformers"])
+def test_an_older_host_library_goes_on_otherwise(package, monkeypatch):
+    least, _ = _SINCE[package]
+    monkeypatch.setitem(_SINCE, package, (least, Version("5.1")))
+    assert left_out(fast_arguments()) == f"{package} 5.1, older than {least},"
+
+
+@pytest.mark.parametrize("loss", [CountingLoss, Smoothed])
+def test_an_evaluation_at_a_rung_leaves_what_a_loss_counts(loss, tmp_path):
+    """Upstream computes the loss on evaluation data in training mode."""
+    changes: dict[str, Any] = {"loss_init": loss, "eval_dataset": pairs("dev", 8)}
+    expected = whole(tmp_path, **changes)
+    result = search(trainer_of(tmp_path, **changes), pruner=optuna.pruners.NopPruner(), rungs=[0.5])
+    (trial,) = result.trials
+    assert trial.rungs and trial.objective == expected.objective
+
+
+def test_what_an_evaluation_changes_inside_of_a_loss_cannot_be_given_back(tmp_path):
+    trainer = trainer_of(tmp_path, loss_init=RememberingLoss, eval_dataset=pairs("dev", 8))
+    with pytest.raises(ConfigurationError, match="has changed what the loss keeps beside its weights"):
+        search(trainer, pruner=optuna.pruners.NopPruner(), rungs=[0.5])
+    (trial,) = search(
+        trainer, pruner=optuna.pruners.NopPruner(), rungs=[0.5], trial_evaluator=embedding_evaluator()
+    ).trials
+    assert trial.objective == whole(tmp_path, loss_init=RememberingLoss, eval_dataset=pairs("dev", 8)).objective
 
 
 def test_a_training_that_ends_at_the_rung_does_not_go_on_from_there(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -23,7 +25,7 @@ from st_hpo import ConfigurationError, NoFinishedTrialError, TooManyFailuresErro
 from st_hpo.faults import FaultPolicy, StopSignal, describe, is_disk_full, is_out_of_memory
 from st_hpo.records import COMPLETED, FAILED, PRUNED
 
-from fast_trainer import METRIC, RATES, FailIn, fast_trainer, random_sampler
+from fast_trainer import METRIC, RATES, FailIn, fast_arguments, fast_trainer, random_sampler
 
 
 def search(trainer, **changes):
@@ -153,14 +155,14 @@ class Slow(TrainerCallback):
 
 
 def test_a_timeout_ends_a_trial_between_its_steps_and_keeps_what_is_done():
-    slow = Slow(1.0, "run-1")
+    slow = Slow(5.0, "run-1")
     trainer = fast_trainer(callbacks=[slow])
-    trainer.args.max_steps = 60
+    trainer.args.max_steps = 6
     best = search(trainer, timeout=20, n_trials=50)
     records = best.run_summary.trials
     assert records[0].state == COMPLETED and best.run_id == "0"
     assert records[-1].state == FAILED and records[-1].error == "stopped: timeout of 20 s"
-    assert len(records) == 2 and slow.steps < 30
+    assert len(records) == 2 and slow.steps < 6
     assert best.run_summary.native.trials[1].state.name == "FAIL"
     assert trainer.evaluate()[METRIC] == best.run_summary.baseline.objective
 
@@ -214,6 +216,39 @@ def test_sigterm_ends_a_trial_between_its_steps_and_keeps_the_study_consistent(t
     assert "EXIT 143 ['completed', 'failed'] stopped: SIGTERM" in out
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL"]
+
+
+def test_sigterm_that_ends_the_data_loaders_workers_too_is_no_failure_of_the_trial():
+    class ToTheGroup(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.trial_name == "run-1":
+                signal.raise_signal(signal.SIGTERM)
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid, signal.SIGTERM)
+                time.sleep(60)  # torch raises here, in its handler of SIGCHLD
+
+    trainer = fast_trainer(args=fast_arguments(dataloader_num_workers=1), callbacks=[ToTheGroup])
+    with pytest.raises(SystemExit, match="143"):
+        search(trainer, n_trials=3)
+    states = [(trial.state, trial.error) for trial in trainer.last_search.trials]
+    assert states == [(COMPLETED, None), (FAILED, "stopped: SIGTERM")]
+
+
+def test_under_a_launcher_a_signal_that_comes_twice_is_one():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        stop, clock = StopSignal(), [0.0]
+        with pytest.MonkeyPatch.context() as patch, stop.watching(interrupts=True):
+            patch.setattr("st_hpo.faults.time", SimpleNamespace(monotonic=lambda: clock[0]))
+            for clock[0] in (10.0, 14.0):
+                signal.raise_signal(signal.SIGTERM)
+            assert stop.reason == "SIGTERM" and seen == []
+            clock[0] = 16.0
+            signal.raise_signal(signal.SIGTERM)
+            assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_search_gives_the_signal_handler_back():

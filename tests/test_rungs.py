@@ -351,6 +351,46 @@ def test_asha_takes_up_the_best_paused_trial_of_the_highest_rung():
     assert asha.promotable(study, last=False).number == 1
 
 
+def test_asha_takes_up_the_next_one_where_the_best_has_failed():
+    study, asha = optuna.create_study(direction="maximize"), AshaPruner(4, pauses=True)
+    for value in (0.3, 0.5, 0.4):
+        paused(study, value)
+    failed = optuna.trial.TrialState.FAIL
+    assert asha.promotable(study, last=True).number == 1
+    study.add_trial(optuna.trial.create_trial(state=failed, user_attrs=promotion_of(study.trials[1])))
+    assert asha.promotable(study, last=False) is None
+    assert asha.promotable(study, last=True).number == 2
+    # One that paused again, and failed then
+    again = {"user_attrs": promotion_of(study.trials[2]), "intermediate_values": {20: 0.6}}
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED, **again))
+    assert asha.promotable(study, last=True).number == 4
+    study.add_trial(optuna.trial.create_trial(state=failed, user_attrs=promotion_of(study.trials[4])))
+    assert asha.promotable(study, last=True).number == 0
+    study.add_trial(optuna.trial.create_trial(value=0.9, user_attrs=promotion_of(study.trials[0])))
+    assert asha.promotable(study, last=True) is None
+
+
+def test_asha_on_the_trainings_own_evaluations_pauses_nothing():
+    trainer = fast_trainer(args=fast_arguments(max_steps=4, eval_strategy="steps", eval_steps=2))
+    result = search(trainer, n_trials=4, pruner="asha", rungs="evaluations")
+    assert result.completed and [trial.continues for trial in result.trials] == [None] * 4
+    with pytest.raises(ConfigurationError, match="takes trials up again at rungs, but there are none"):
+        search(trainer, n_trials=1, pruner=AshaPruner(pauses=True), rungs="evaluations")
+
+
+def test_when_a_grid_is_exhausted_the_best_that_has_paused_goes_on():
+    sizes = [2, 4, 8]
+    result = search(
+        fast_trainer(), hp_space=SIZES, sampler=Sizes(), n_trials=20, pruner="asha", reuse_duplicates=False
+    )
+    own = [trial for trial in result.trials if trial.continues is None]
+    assert sorted(trial.hyperparameters["per_device_train_batch_size"] for trial in own) == sizes
+    assert [trial.state for trial in own] == [PRUNED] * 3
+    (finished,) = result.completed
+    best = max(own, key=lambda trial: trial.rungs[-1]["value"])
+    assert finished.continues == best.number
+
+
 # ---- Trials that are taken up again ----
 
 
@@ -363,7 +403,7 @@ def alone() -> dict[float, float]:
 
 def check_promotions(result: Any, alone: dict[float, float]) -> None:
     own = [trial for trial in result.trials if trial.continues is None]
-    assert [trial.hyperparameters["learning_rate"] for trial in own] == list(alone)
+    assert sorted(trial.hyperparameters["learning_rate"] for trial in own) == sorted(alone)
     for trial in result.completed:
         assert trial.objective == alone[trial.hyperparameters["learning_rate"]]
     best = sorted(alone.values())[-3:]
@@ -385,7 +425,9 @@ def test_a_trial_that_has_paused_is_taken_up_again_and_gives_the_number_of_a_who
 @pytest.mark.slow
 def test_workers_take_up_paused_trials_as_well(alone):
     trainer = fast_trainer(args=fast_arguments(max_steps=16))
-    check_promotions(search(trainer, n_trials=9, pruner="asha", n_jobs=2), alone)
+    # The best first: one of the two that begin together pauses, and is taken up, whichever is the quicker
+    points = [{"learning_rate": rate} for rate in sorted(alone, key=alone.__getitem__, reverse=True)]
+    check_promotions(search(trainer, n_trials=9, pruner="asha", n_jobs=2, enqueue=points), alone)
 
 
 @pytest.mark.parametrize("n_trials", [1, 2])

@@ -53,7 +53,7 @@ def test_the_best_run_has_every_value_that_was_set_and_the_result():
     for number, trial in enumerate(result.trials):
         assert (trial.number, trial.state, trial.error) == (number, "completed", None)
         assert trial.metrics[METRIC] == trial.objective and "eval_sts-dev_pearson_cosine" in trial.metrics
-        assert sum(trial.phases.values()) == pytest.approx(trial.seconds, rel=0.1)
+        assert 0.5 * trial.seconds < sum(trial.phases.values()) <= trial.seconds
 
 
 def test_the_baseline_is_the_untrained_model():

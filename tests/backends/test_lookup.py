@@ -89,7 +89,7 @@ def test_another_package_registers_its_backend(tmp_path, monkeypatch):
 
 
 def test_a_backend_that_compares_nothing_refuses_rungs():
-    with pytest.raises(NotSupportedError, match="'random' prunes nothing. Leave out `rungs`"):
+    with pytest.raises(NotSupportedError, match=r"'random' prunes nothing\. Leave out `rungs`"):
         fast_trainer().hyperparameter_search(RATES, n_trials=1, backend=RandomBackend, rungs=[0.5])
 
 

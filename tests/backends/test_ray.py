@@ -200,11 +200,11 @@ def test_ctrl_c_gives_back_the_trials_done_so_far_and_leaves_no_process(tiny_mod
         cwd=tmp_path,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while len(list(marks.iterdir())) < 3 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0, err

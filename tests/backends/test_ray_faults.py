@@ -13,6 +13,7 @@ import numpy
 import pytest
 import ray
 from ray import tune
+from ray.tune.stopper.timeout import TimeoutStopper
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
@@ -203,15 +204,21 @@ def test_a_timeout_ends_the_training_with_ones_own_arguments_at_once(cluster, ti
     assert trainer.last_search.default.error == "stopped: timeout of 12 s"
 
 
-def test_time_that_is_up_leaves_what_was_finished(cluster, tiny_model, tmp_path):
+def test_time_that_is_up_leaves_what_was_finished(cluster, tiny_model, tmp_path, monkeypatch):
     class Slow(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            if (tmp_path / "once").exists():
+                (tmp_path / "second").touch()
+
         def on_step_end(self, args, state, control, **kwargs):
             time.sleep(60 if (tmp_path / "once").exists() else 0)
             if state.global_step == state.max_steps:
                 (tmp_path / "once").touch()
 
+    counts = TimeoutStopper.stop_all  # from its first call on; the start of a worker may take long
+    monkeypatch.setattr(TimeoutStopper, "stop_all", lambda self: (tmp_path / "second").exists() and counts(self))
     trainer = trainer_with(tiny_model, tmp_path, Slow())
-    result = search(trainer, n_trials=5, time_budget_s=35, **storage(tmp_path)).run_summary
+    result = search(trainer, n_trials=5, time_budget_s=5, **storage(tmp_path)).run_summary
     states = [record.state for record in result.trials]
     assert states == [COMPLETED, FAILED] and re.search("ended before", result.trials[1].error)
     assert isinstance(result.native, tune.ExperimentAnalysis)

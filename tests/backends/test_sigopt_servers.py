@@ -87,11 +87,12 @@ def test_a_refused_token_is_an_error_before_any_model(server, monkeypatch):
     assert re.search("401.*SIGOPT_API_TOKEN", refused(BackendUnavailableError))
 
 
-def test_a_server_that_is_not_there_is_an_error_at_once(server):
+def test_a_server_that_is_not_there_is_an_error_at_once(server, monkeypatch):
+    monkeypatch.setattr("st_hpo.backends.sigopt.client.CHECK_SECONDS", 60)
     server.stop()
     started = time.perf_counter()
     assert f"{server.url} (SIGOPT_API_URL) cannot be reached" in refused(BackendUnavailableError)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 30
 
 
 def leaving(server: Any, number: int, status: Any = None, then: BaseException | None = None) -> InTraining:
@@ -116,7 +117,7 @@ def test_a_server_that_goes_away_leaves_the_finished_trials(server, monkeypatch,
     said = f"answered {status}" if isinstance(status, int) else "cannot be reached"
     with pytest.raises(BackendUnavailableError, match=said):
         trainer.hyperparameter_search([RATE], METRIC, n_trials=4, backend="sigopt", **NO_BASELINE)
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 50
     assert [trial.state for trial in trainer.last_search.trials] == ["completed", "completed"]
     assert trainer.last_search.best_trials
 

@@ -5,26 +5,30 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import GrpcStorageProxy, RDBStorage
+from optuna.storages import GrpcStorageProxy, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from st_hpo import TrialRecord
 from st_hpo.backends.optuna.backend import OptunaBackend
+from st_hpo.backends.optuna.journal import FindableLock, WholeLinesJournal, with_whole_lines
 from st_hpo.backends.optuna.records import counts, ended
 from st_hpo.backends.optuna.shared import SharedStudy
 from st_hpo.backends.optuna.storage import open_journal, open_storage
 from st_hpo.errors import BackendUnavailableError
 
-from postgres import PASSWORD, QUOTED_PASSWORD, running_postgres
+from postgres import PASSWORD, QUOTED_PASSWORD, free_port, running_postgres
 from shared_setup import (
     COMPLETE,
     FAIL,
@@ -96,9 +100,7 @@ def answers(port: int) -> bool:
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_optunas_grpc_proxy_is_a_storage_too_and_may_be_restarted(request, tmp_path):
     direct = storage_of(request, "postgres", tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     results, begun = fork.Queue(), fork.Barrier(3)
     with contextlib.ExitStack() as stack:
         with proxy(direct(), port):
@@ -164,6 +166,26 @@ def test_nothing_is_done_twice_where_only_the_answer_was_lost(postgres, monkeypa
     source.tell(trial, TrialRecord(trial.number, "completed", 0.5, values))
     assert len(lost) == 4 and source.disowned == set()
     assert [(trial.number, trial.state, trial.value) for trial in study.trials] == [(0, COMPLETE, 0.5)]
+
+
+@pytest.mark.parametrize("given", ["st_hpo", "optuna"])
+def test_the_lock_of_a_killed_process_is_taken_away_though_the_path_is_relative(given, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = os.path.join("out", "study.journal")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a grace period as short as this
+        if given == "st_hpo":
+            journal = WholeLinesJournal(path, FindableLock(path, 1))
+        else:
+            own = JournalFileBackend(path, JournalFileSymlinkLock(path, 1))
+            journal = with_whole_lines(JournalStorage(own))._backend
+    journal._writers.acquire()  # and is never released
+    monkeypatch.chdir("out")
+    began = time.process_time()
+    study = optuna.create_study(storage=JournalStorage(journal), study_name="s")
+    assert time.process_time() - began < 0.9, "it must sleep meanwhile"
+    assert study.ask().number == 0 and os.listdir() == ["study.journal"]
 
 
 def test_an_object_is_a_storage_too_and_sqlite_counts_right(tmp_path):

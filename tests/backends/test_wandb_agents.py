@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import wandb
@@ -62,7 +64,7 @@ def test_two_agents_in_two_processes_share_a_sweep(service, tmp_path):
     code = AGENT.format(paths=[path for path in sys.path if path], space=grid(rates))
     command = [sys.executable, "-c", code, f"{ENTITY}/shared/{sweep_id}"]
     agents = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(2)]
-    counts = [int(agent.communicate(timeout=120)[0].split("TRIALS")[1]) for agent in agents]
+    counts = [int(agent.communicate(timeout=300)[0].split("TRIALS")[1]) for agent in agents]
     assert sum(counts) == len(rates) and min(counts) >= 1
     assert sorted(run.values["learning_rate"] for run in service.runs_of()) == rates
     assert [run.state for run in service.runs_of()] == ["finished"] * len(rates)
@@ -100,13 +102,19 @@ def test_a_timeout_ends_the_wait_for_a_paused_sweep(service, monkeypatch):
     monkeypatch.setattr(wandb_agent, "HEARTBEAT_SECONDS", 0.3)
     sweep_id = joinable(service, grid([1e-4, 1e-3]))
 
+    waits = []
+
     def pause_after_the_first(operation, variables):
         if any(run.state == "finished" for run in service.runs_of()):
             service.sweep.state = "PAUSED"
+            if operation == "Heartbeat" and variables["runState"] == "{}":
+                waits.append(operation)
 
     service.before = pause_after_the_first
-    result = search(None, n_trials=2, timeout=8, sweep_id=sweep_id, project="shared").run_summary
-    assert [trial.state for trial in result.trials] == ["completed"] and result.ended_early == "timeout of 8 s"
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600 * (len(waits) > 3), sleep=time.sleep)
+    monkeypatch.setattr("st_hpo.faults.time", clock)
+    result = search(None, n_trials=2, timeout=3600, sweep_id=sweep_id, project="shared").run_summary
+    assert [trial.state for trial in result.trials] == ["completed"] and result.ended_early == "timeout of 3600 s"
     assert [run.state for run in service.runs_of()] == ["finished"]
 
 

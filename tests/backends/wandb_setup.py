@@ -100,7 +100,7 @@ def quick(space: Any, error: type[Exception], said: str, **kwargs: Any) -> None:
     started = time.monotonic()
     with pytest.raises(error, match=said):
         search(space, **kwargs)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 60
     assert wandb.run is None and not processes()
 
 

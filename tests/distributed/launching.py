@@ -55,7 +55,7 @@ def left(folder: Path) -> list[dict[str, Any]]:
 def ends(case: str, folder: Path) -> list[dict[str, Any]]:
     """Runs a case that ends the job."""
     process = launch("rank_script.py", case, str(folder), cwd=folder)
-    output = finish(process, 120)
+    output = finish(process, 300)
     assert process.returncode != 0, output[-4000:]
     return left(folder)
 

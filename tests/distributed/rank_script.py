@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 import transformers
 from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback
 
 import st_hpo
-from st_hpo import Float, NotSupportedError, RankError, SearchSpace
+from st_hpo import ConfigurationError, Float, NotSupportedError, RankError, SearchSpace
 from st_hpo.testing import METRIC, FailingLoss, Probe, scaled_loss
 
 from rank_setup import (
@@ -85,6 +86,19 @@ def suggesting() -> Any:
     return search(trainer, hp_space=space, n_trials=4, catch=ValueError, **STORED), trainer
 
 
+class Folders(TrainerCallback):
+    """Notes the folder of every training."""
+
+    def __init__(self, folders: list[str]) -> None:
+        self.folders = folders
+
+    def __deepcopy__(self, memo: Any) -> Folders:
+        return self
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.folders.append(args.output_dir)
+
+
 class FailingProbe(Probe):
     """Raises in its third call: that of trial 2, as trial 1 does not come to its evaluation."""
 
@@ -105,7 +119,8 @@ def failing_in_forward_and_evaluator() -> Any:
             loss.register_forward_pre_hook(lambda *args: fail())
         return loss
 
-    trainer = trainer_of(loss_init=loss_init, evaluator=FailingProbe())
+    trainer = trainer_of(loss_init=loss_init, evaluator=FailingProbe(), eval_strategy="steps", eval_steps=2)
+    trainer.args.metric_for_best_model = METRIC  # which the other rank then misses, and fails as well
     return search(trainer, n_trials=4, catch=ValueError), trainer
 
 
@@ -135,10 +150,11 @@ def other_backends() -> Any:
 
 def refused() -> Any:
     said = []
-    for options in ({"backend": "ray"}, {"n_jobs": 2}):
+    unclear = {"baseline": False, "compute_objective": "eval_probe_size"}
+    for options in ({"backend": "ray"}, {"n_jobs": 2}, unclear):
         try:
             search(trainer_of(), **options)
-        except (NotSupportedError, RankError) as exc:
+        except (NotSupportedError, RankError, ConfigurationError) as exc:
             said.append(str(exc))
     raise NotSupportedError("\n".join(said))
 
@@ -190,7 +206,8 @@ def run(case: str) -> tuple[Any, Any]:
         return search(trainer_of(), **options), None
     if case == "timeout":
         trainer = trainer_of(max_steps=40, callbacks=[OnRank(-1, "run-1", lambda: time.sleep(2.0))])
-        return search(trainer, timeout=15, n_trials=20), None
+        space = lambda trial: {"max_steps": 2 if trial.number == 0 else 40, "loss.scale": 20.0}  # noqa: E731
+        return search(trainer, hp_space=space, timeout=15, n_trials=20), None
     if case == "several objectives":
         trainer = trainer_of()
         objectives = {"compute_objective": [METRIC, "eval_probe_size"], "direction": ["maximize", "minimize"]}
@@ -213,9 +230,15 @@ def run(case: str) -> tuple[Any, Any]:
         return search(trainer, hp_space=lambda trial: {"loss.scale": rates[trial.number]}), trainer
     if case in ("dies", "leader dies"):
         return search(trainer_of(callbacks=[OnRank(int(case == "dies"), "run-1", die)]), **STORED), None
+    if case == "same name":
+        folders = MORE["folders"] = []
+        trainer = trainer_of(callbacks=[Folders(folders)], eval_strategy="steps", eval_steps=1)
+        trainer.args.save_strategy, trainer.args.save_steps = "steps", 1
+        trainer.args.load_best_model_at_end, trainer.args.metric_for_best_model = True, METRIC
+        return search(trainer, hp_name=lambda trial: "same", n_trials=2), trainer
     if case == "waits":
         trainer = trainer_of()
-        trainer.args.ddp_timeout = 10
+        trainer.args.ddp_timeout = 20
         return search(trainer, n_trials=2, **STORED), None
     if case == "resumes":
         return search(trainer_of(), **STORED), None
@@ -236,7 +259,11 @@ def run(case: str) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    if CASE in ENDED:  # on CPU, transformers does not hand `ddp_timeout` on to the process group
+    if CASE in ENDED:
+        (FOLDER / f"here{RANK}").touch()  # the short timeout is not for the imports
+        while len(list(FOLDER.glob("here*"))) < 2:
+            time.sleep(0.05)
+        # On CPU, transformers does not hand `ddp_timeout` on to the process group
         dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=SECONDS))
     found: dict[str, Any] = {}
     trainer, code = None, 0

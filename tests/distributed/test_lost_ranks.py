@@ -15,8 +15,8 @@ from st_hpo.backends.optuna.endings import is_lost, says_nothing
 from st_hpo.backends.optuna.records import counts
 from st_hpo.backends.optuna.shared import MAX_RETRIES, SharedStudy
 from st_hpo.distributed import Ranks
-from st_hpo.faults import SearchStopped
-from st_hpo.records import FAILED, TrialRecord
+from st_hpo.faults import SearchStopped, StopSignal
+from st_hpo.records import COMPLETED, FAILED, TrialRecord
 
 TIMEOUT = 1000.0
 
@@ -122,6 +122,35 @@ def test_rank_0_that_says_nothing_any_more_is_given_up(leader, follower, clock):
     assert 1.5 * TIMEOUT <= clock.now < 2 * TIMEOUT + 1 and follower.lost
 
 
+@pytest.mark.parametrize(
+    ("raised", "heard"), [(optuna.TrialPruned(), RankError), (SearchStopped("timeout of 1 s"), SearchStopped)]
+)
+def test_what_all_ranks_raise_as_a_rule_does_not_strand_the_others_if_one_does(leader, follower, clock, raised, heard):
+    """An evaluator runs on rank 0 alone."""
+
+    def leaves() -> None:
+        raise raised
+
+    clock.events[1.0] = lambda: leader._set("outcome/1/1", {"broken": False})
+    with pytest.raises(type(raised)):
+        leader.together("trial 1", leaves, agreed=(optuna.TrialPruned,))
+    with pytest.raises(heard) as caught:
+        follower.together("trial 1", follower.fence, agreed=(optuna.TrialPruned,))
+    assert clock.now < 30 and not follower.lost
+    assert heard is SearchStopped or ("TrialPruned" in caught.value.kinds and not caught.value.fatal)
+
+
+def test_sigterm_on_another_machine_alone_ends_all_ranks(leader, follower):
+    leader.stop, follower.stop = StopSignal(), StopSignal()
+    follower.stop.terminate()
+    follower.check_stop(3)
+    leader.check_stop(3)
+    assert leader.stop.terminated
+    for ranks in (leader, follower):
+        with pytest.raises(SearchStopped, match="SIGTERM"):
+            ranks.check_stop(4)
+
+
 def test_a_rank_that_fails_after_a_fence_is_not_heard_of_at_that_fence(leader, monkeypatch):
     """It may have begun to exchange gradients, so the process group is of no use without this rank."""
     has = leader._has
@@ -129,7 +158,8 @@ def test_a_rank_that_fails_after_a_fence_is_not_heard_of_at_that_fence(leader, m
     def slowly(key: str) -> bool:  # the other rank comes, and fails, after this rank has looked who is there
         if key == "failed/1" and not has(key):
             leader._store.add("fence/1/1", 1)
-            leader._set(key, {"rank": 1, "error": "Out of memory", "kinds": ["MemoryError"], "fatal": False})
+            failed = {"rank": 1, "error": "Out of memory", "kinds": ["MemoryError"], "fatal": False, "stopped": None}
+            leader._set(key, failed)
         return has(key)
 
     monkeypatch.setattr(leader, "_has", slowly)
@@ -189,3 +219,12 @@ def test_a_trial_that_is_stopped_is_retried_however_often():
             trial = source.next()
             source.tell(trial, TrialRecord(trial.number, state=FAILED), stopped=True)
     assert study.trials[-1].state.name == "WAITING"
+
+
+def test_a_trial_that_was_through_when_the_search_was_stopped_is_not_retried():
+    study = optuna.create_study()
+    source = SharedStudy(study, 2, in_total=True, interval=15.0, shared=True)
+    with source.running():
+        trial = source.next()
+        source.tell(trial, TrialRecord(trial.number, state=COMPLETED, objective=0.5), stopped=True)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] and counts(study.trials[0])

@@ -131,6 +131,13 @@ def test_sigopt_and_wandb(folder):
     assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found)]
 
 
+def test_trials_of_one_name_have_the_same_folder_on_all_ranks(folder):
+    """Or else a rank would load the best checkpoint of another trial."""
+    found = alike(ranks("same name", folder))
+    assert found["folders"][:2] == [str(folder / "out" / name) for name in ("same", "same-1")]
+    assert states(found) == ["completed"] * 2 and found["again"] in objectives(found)
+
+
 class Meanwhile(TrainerCallback):
     """In the middle of a trial, has a job on the same study run another one, and then wait for this one."""
 
@@ -144,17 +151,17 @@ class Meanwhile(TrainerCallback):
         if self.job is None:
             self.job = launch("rank_script.py", "waits", str(self.folder), cwd=self.folder)
             deadline = time.monotonic() + 120
-            while "COMPLETE" not in [trial.state.name for trial in stored(self.folder)] and time.monotonic() < deadline:
+            while time.monotonic() < deadline and "COMPLETE" not in [item.state.name for item in stored(self.folder)]:
                 time.sleep(0.2)
             time.sleep(self.seconds)
 
 
 def test_ranks_wait_for_a_trial_of_another_job_for_longer_than_their_timeout(folder):
-    meanwhile = Meanwhile(folder, seconds=25.0)  # the job's `ddp_timeout` is 10 seconds
+    meanwhile = Meanwhile(folder, seconds=35.0)  # the job's `ddp_timeout` is 20 seconds
     trainer = make_trainer((folder / "model.txt").read_text(), folder / "own", callbacks=[meanwhile])
     space = SearchSpace({"learning_rate": Float(1e-4, 1e-2, log=True), "loss.scale": Float(5.0, 50.0)})
     store = {"storage": f"sqlite:///{folder}/study.db", "study_name": "s", "resume": True}
     trainer.hyperparameter_search(space, METRIC, n_trials=2, **store)
-    output = finish(meanwhile.job, 60)
+    output = finish(meanwhile.job, 120)
     assert meanwhile.job.returncode == 0, output[-4000:]
     assert states(alike(left(folder))) == ["completed"] * 2

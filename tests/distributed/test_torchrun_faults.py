@@ -55,7 +55,8 @@ def test_an_exception_in_the_loss_of_one_rank_and_one_in_the_evaluator_fail_thei
 def test_ray_and_workers_are_refused_with_what_to_do_instead(folder):
     for found in ranks("refused", folder):
         assert found["error"] == "NotSupportedError"
-        ray, workers = found["message"].splitlines()
+        ray, workers, unclear = found["message"].splitlines()
+        assert "eval_probe_size" in unclear and "direction" in unclear
         assert "backend='ray' runs trials in processes of its own" in ray and "Start it with `python`" in ray
         assert "n_jobs=2 runs trials in processes of its own" in workers and "Start it with `python`" in workers
 
@@ -95,7 +96,7 @@ def test_sigterm_ends_the_job_in_good_order(folder):
     while not (folder / "begun").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    output = finish(process, 60)
+    output = finish(process, 120)
     assert left(folder) == [{"error": "SystemExit", "message": "143"}] * 2, output[-4000:]
     assert [trial.state.name for trial in stored(folder)] == ["COMPLETE", "FAIL", "WAITING"]
     record = json.loads(stored(folder)[1].user_attrs["st_hpo:record"])

@@ -134,8 +134,8 @@ class OptunaBackend(SearchBackend):
             opened_study(settings, directions, trainer.output_dir) as (study, is_shared),
         ):
             self._study = study
-            study.pruner = make_pruner(kwargs.get("pruner"), trainer.rungs, pauses=settings.is_alone)
-            heed(study, lambda: trainer.ending)
+            study.pruner = make_pruner(kwargs.get("pruner"), trainer.rungs, settings.is_alone and bool(trainer.rungs))
+            heed(study, lambda: _ending_while_waiting(trainer))
             check_continued(study, directions, trainer.objective_names)
             source = SharedStudy(study, n_trials, settings.resume, settings.heartbeat_interval, is_shared)
             self._source = source
@@ -265,6 +265,11 @@ class OptunaBackend(SearchBackend):
             if record is not None:
                 found.append(record)
         return found
+
+
+def _ending_while_waiting(trainer: SearchTarget) -> BaseException | None:
+    trainer.waiting()
+    return trainer.ending
 
 
 @contextlib.contextmanager

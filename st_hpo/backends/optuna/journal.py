@@ -10,9 +10,26 @@ import os
 from typing import Any
 
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 _END = b"\n"
+
+
+class FindableLock(JournalFileSymlinkLock):
+    """Optuna's lock, a symbolic link beside the journal, which leads to it from wherever one looks.
+
+    Optuna's own has the path as it was given, which a link reads from its own folder: with a relative path it leads
+    nowhere. Then ``acquire`` cannot tell how old the link is, so that of a killed process stays, and is asked for
+    without a pause for ever (``JournalFileSymlinkLock.acquire``, optuna 5.0.0).
+
+    Args:
+        path: The journal.
+        grace_period: After how many seconds a link counts as left behind; None for never.
+    """
+
+    def __init__(self, path: str, grace_period: int | None = 30) -> None:
+        super().__init__(os.path.abspath(path), grace_period)
+        self._lock_target_file = os.path.basename(path)
 
 
 class WholeLinesJournal(JournalFileBackend):
@@ -27,8 +44,8 @@ class WholeLinesJournal(JournalFileBackend):
     """
 
     def __init__(self, path: str, lock: Any) -> None:
-        super().__init__(path, lock_obj=lock)
-        self._path = path
+        self._path = os.path.abspath(path)
+        super().__init__(self._path, lock_obj=lock)
         self._writers = lock
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -74,4 +91,7 @@ def with_whole_lines(storage: Any) -> Any:
     backend = getattr(storage, "_backend", None)
     if type(backend) is not JournalFileBackend:
         return storage
-    return JournalStorage(WholeLinesJournal(backend._file_path, backend._lock))
+    lock, path = backend._lock, backend._file_path
+    if type(lock) is JournalFileSymlinkLock:
+        lock = FindableLock(path, lock.grace_period)
+    return JournalStorage(WholeLinesJournal(path, lock))

@@ -198,7 +198,8 @@ class ParallelTrials:
 
     def _stop(self, workers: Workers, reason: str) -> None:
         """Ends the trials that run, between two steps if they come to one in time, and records them."""
-        workers.ask_to_stop(reason)
+        with contextlib.suppress(OSError):  # the disk is full: they are ended by force then
+            workers.ask_to_stop(reason)
         impatient(self._source.study, STOP_SECONDS)
         deadline = time.monotonic() + STOP_SECONDS
         try:

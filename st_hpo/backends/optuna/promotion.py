@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 PROMOTED_ATTRIBUTE = "st_hpo:promoted"  # which trial this one takes up again, and the rung that that one has reached
 
@@ -26,6 +26,21 @@ def continued_number(trial: Any) -> int | None:
 def promoted_numbers(trials: list[FrozenTrial]) -> set[int]:
     """Returns the numbers of the trials that were taken up again."""
     return {trial.user_attrs[PROMOTED_ATTRIBUTE]["of"] for trial in trials if is_promoted(trial)}
+
+
+def ended_in_vain(trials: list[FrozenTrial]) -> set[int]:
+    """Returns the numbers of the trials that have failed, or all of which was in vain that has taken them up."""
+    taken_up: dict[int, list[int]] = {}
+    found: set[int] = set()
+    for trial in reversed(trials):  # what takes up a trial comes after it
+        failed = trial.state == TrialState.FAIL
+        pruned_at_no_rung = trial.state == TrialState.PRUNED and not trial.intermediate_values
+        later = taken_up.get(trial.number, [])
+        if failed or pruned_at_no_rung or (later and found.issuperset(later)):
+            found.add(trial.number)
+        if is_promoted(trial):
+            taken_up.setdefault(trial.user_attrs[PROMOTED_ATTRIBUTE]["of"], []).append(trial.number)
+    return found
 
 
 def promotion_of(trial: FrozenTrial) -> dict[str, Any]:

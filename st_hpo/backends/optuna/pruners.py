@@ -8,7 +8,8 @@ from typing import Any
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
-from st_hpo.backends.optuna.promotion import loss_at, promoted_numbers
+from st_hpo.backends.optuna.promotion import ended_in_vain, loss_at, promoted_numbers
+from st_hpo.errors import ConfigurationError
 from st_hpo.rung_points import PAUSED_CHECKPOINTS, PAUSING_FACTOR, REDUCTION_FACTOR
 
 
@@ -60,13 +61,16 @@ class AshaPruner(BasePruner):
 
         Args:
             study: The study.
-            last: Whether no other trial will come, so that the best one of each rung goes on in any case.
+            last: Whether no other trial will come, so that the best one of each rung goes on in any case: of those
+                that can still come to their end.
         """
         trials = study.get_trials(deepcopy=False)
         promoted = promoted_numbers(trials)
+        gone = ended_in_vain(trials) if last else set()
         rungs = {rung for trial in trials for rung in trial.intermediate_values}
         for rung in sorted(rungs, reverse=True):
-            reached = sorted(_reached(study, rung), key=lambda trial: (loss_at(study, trial, rung), trial.number))
+            there = [trial for trial in _reached(study, rung) if trial.number not in gone]
+            reached = sorted(there, key=lambda trial: (loss_at(study, trial, rung), trial.number))
             for trial in reached[: self._places(len(reached), last)]:
                 paused = trial.state == TrialState.PRUNED and trial.last_step == rung
                 if paused and trial.number not in promoted:
@@ -92,12 +96,20 @@ def make_pruner(given: Any, rungs: list[int], pauses: bool) -> BasePruner:
         given: A name, an Optuna pruner, or None for a search that prunes nothing.
         rungs: What trials report as their steps; empty where they report whenever they evaluate.
         pauses: Whether the search can take up trials again.
+
+    Raises:
+        ConfigurationError: The pruner pauses trials, but there are no rungs.
     """
     import optuna
 
     if given is None:
         return optuna.pruners.NopPruner()
     if not isinstance(given, str):
+        if isinstance(given, AshaPruner) and given.pauses and not rungs:
+            raise ConfigurationError(
+                "AshaPruner(pauses=True) takes trials up again at rungs, but there are none: rungs='evaluations' are "
+                "the training's own. Leave `rungs` out, or `pauses`."
+            )
         return given  # type: ignore[no-any-return]
     if given == "asha":
         return AshaPruner(PAUSING_FACTOR if pauses else REDUCTION_FACTOR, pauses)

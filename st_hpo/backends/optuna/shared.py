@@ -218,6 +218,7 @@ class SharedStudy:
         states = {COMPLETED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED}
         state = TrialState.FAIL if record is None else states.get(record.state, TrialState.FAIL)
         values = record.values if record is not None and state == TrialState.COMPLETE else None
+        stopped = stopped and state == TrialState.FAIL  # the end of the search may come when the trial is through
         tries = trial.user_attrs.get(RETRY_ATTRIBUTE, {}).get("count", 0) + tried
         again = tries <= MAX_RETRIES
         retried = stopped and again and self._in_total
@@ -226,7 +227,11 @@ class SharedStudy:
                 trial.set_user_attr(name, piece)
             if stopped:
                 trial.set_user_attr(ENDED_ATTRIBUTE, {"why": STOPPED, "counts": not again, "retried": retried})
+            asked_to_stop = self.study._stop_flag
             told: FrozenTrial = self.study.tell(trial, values, state, skip_if_finished=True)
+            if self.pauses and self.study._stop_flag and not asked_to_stop:
+                # By the sampler, which has no more values (GridSampler): the best that has paused still goes on
+                self.study._stop_flag, self._n_trials = False, min(self._n_trials, self._begun)
         except UpdateFinishedTrialError:
             told = self.study._storage.get_trial(trial._trial_id)
         finally:

@@ -11,10 +11,9 @@ from typing import Any
 
 import optuna
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, get_storage
-from optuna.storages.journal import JournalFileSymlinkLock
 
 from st_hpo.backends.optuna.careful import RedisWithoutSnapshots
-from st_hpo.backends.optuna.journal import WholeLinesJournal, with_whole_lines
+from st_hpo.backends.optuna.journal import FindableLock, WholeLinesJournal, with_whole_lines
 from st_hpo.backends.optuna.steady import steady
 from st_hpo.backends.optuna.urls import driver_of, redacted
 from st_hpo.errors import BackendNotInstalledError, ConfigurationError
@@ -67,7 +66,7 @@ def open_journal(path: str, patience: float) -> Any:
         path: The file.
         patience: See :class:`~st_hpo.backends.optuna.steady.SteadyStorage`.
     """
-    return steady(JournalStorage(WholeLinesJournal(path, JournalFileSymlinkLock(path))), patience)
+    return steady(JournalStorage(WholeLinesJournal(path, FindableLock(path))), patience)
 
 
 def in_memory(study: Any) -> Any:

@@ -52,11 +52,13 @@ def check_scheduler_at_rungs(kwargs: Mapping[str, Any]) -> None:
             "`rungs` and `trial_evaluator` are for a scheduler, but there is none. Pass pruner='asha', 'hyperband' or "
             "'median', or a `scheduler` of Ray Tune's."
         )
-    if scheduler in _PAUSING_NAMES if isinstance(scheduler, str) else checkpoint_needs(scheduler)[0]:
+    is_name = isinstance(scheduler, str)
+    if scheduler in _PAUSING_NAMES if is_name else checkpoint_needs(scheduler)[0]:
+        name = scheduler if is_name else type(scheduler).__name__
         raise NotSupportedError(
-            f"{scheduler if isinstance(scheduler, str) else type(scheduler).__name__} pauses trials and needs a checkpoint at every report, which is written where "
-            "the training evaluates, not at rungs. Leave `rungs` and `trial_evaluator` out and set eval_strategy and "
-            "eval_steps in the training arguments; or take pruner='hyperband' or 'median', which pause nothing."
+            f"{name} pauses trials and needs a checkpoint at every report, which is written where the training "
+            "evaluates, not at rungs. Leave `rungs` and `trial_evaluator` out and set eval_strategy and eval_steps in "
+            "the training arguments; or take pruner='hyperband' or 'median', which pause nothing."
         )
 
 
