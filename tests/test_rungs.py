@@ -380,9 +380,8 @@ def test_asha_on_the_trainings_own_evaluations_pauses_nothing():
 
 def test_when_a_grid_is_exhausted_the_best_that_has_paused_goes_on():
     sizes = [2, 4, 8]
-    result = search(
-        fast_trainer(), hp_space=SIZES, sampler=Sizes(), n_trials=20, pruner="asha", reuse_duplicates=False
-    )
+    trainer = fast_trainer(args=fast_arguments(max_steps=16))
+    result = search(trainer, hp_space=SIZES, sampler=Sizes(), n_trials=20, pruner="asha")
     own = [trial for trial in result.trials if trial.continues is None]
     assert sorted(trial.hyperparameters["per_device_train_batch_size"] for trial in own) == sizes
     assert [trial.state for trial in own] == [PRUNED] * 3
