@@ -215,10 +215,11 @@ class Ranks:
         key = f"failed/{self._sections}"
         if self._has(key):
             return
-        own = not isinstance(error, RankError)
-        kinds = [] if broken else [kind.__name__ for kind in type(error).__mro__]
-        found = {"rank": self.rank, "error": describe(error) if own else "", "kinds": kinds, "fatal": broken}
-        self._set(key, {**found, "stopped": error.reason if isinstance(error, SearchStopped) else None})
+        stopped = error.reason if isinstance(error, SearchStopped) else None
+        says_nothing = broken or stopped is not None  # of the trial
+        kinds = [] if says_nothing else [kind.__name__ for kind in type(error).__mro__]
+        text = "" if isinstance(error, RankError) else describe(error)
+        self._set(key, {"rank": self.rank, "error": text, "kinds": kinds, "fatal": broken, "stopped": stopped})
 
     def fence(self) -> None:
         """Waits for the others, outside of any collective operation, so that none of them waits in one in vain.
