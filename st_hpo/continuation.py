@@ -144,7 +144,7 @@ def _modules(trainer: Any) -> dict[str, nn.Module]:
     return {name: item for name, item in found.items() if isinstance(item, nn.Module)}
 
 
-def beside_weights(trainer: Any) -> str | None:
+def beside_weights(trainer: Any, of_losses: bool = False) -> str | None:
     """Returns a digest of what a model and its losses hold beside what a checkpoint has of them.
 
     Of classes of the libraries', whose caches would be in the way, that is numbers and words; of others it is
@@ -152,14 +152,18 @@ def beside_weights(trainer: Any) -> str | None:
 
     Args:
         trainer: The trainer.
+        of_losses: Leave out what is the model's.
 
     Returns:
         The digest; None where it cannot be told, as with functions of the user's, which may hold anything.
     """
     found = hashlib.blake2b(digest_size=16)
+    others = {id(module) for module in trainer.model.modules()} if of_losses else set()
     try:
         for root, item in _modules(trainer).items():
             for name, module in item.named_modules():
+                if id(module) in others:
+                    continue
                 own = {key: value for key, value in vars(module).items() if key not in MODULES_OWN}
                 hooks = [hook for kind in _HOOKS for hook in (getattr(module, kind, None) or {}).values()]
                 if any(_is_foreign(value) for value in (*own.values(), *hooks)):

@@ -115,10 +115,10 @@ def evaluate_apart(trainer: Any, evaluations: EvaluationRecorder, evaluator: Any
     """
     with random_states_kept(), _unheard(trainer), evaluations.apart():
         if evaluator is None:
-            before = None if trainer.eval_dataset is None else beside_weights(trainer)
+            before = None if trainer.eval_dataset is None else beside_weights(trainer, of_losses=True)
             with loss_kept(trainer.loss, trainer.model):
                 metrics = trainer.evaluate()
-            if before is not None and beside_weights(trainer) not in (before, None):
+            if before is not None and beside_weights(trainer, of_losses=True) not in (before, None):
                 raise ConfigurationError(
                     "The evaluation at a rung has changed what the loss keeps beside its weights, so the training "
                     "would not go on as it does without rungs. Pass a `trial_evaluator`, with which no loss is "

@@ -85,6 +85,13 @@ class Annealed:
         return torch.cosine_similarity(one, two) * self.count
 
 
+class Never(optuna.pruners.BasePruner):
+    """Prunes nothing."""
+
+    def prune(self, study: Any, trial: Any) -> bool:
+        return False
+
+
 class DropWords(Transformer):
     """Leaves words out at random, where batches are made: one ahead of the training."""
 
@@ -174,18 +181,23 @@ def test_an_evaluation_at_a_rung_leaves_what_a_loss_counts(loss, tmp_path):
     """Upstream computes the loss on evaluation data in training mode."""
     changes: dict[str, Any] = {"loss_init": loss, "eval_dataset": pairs("dev", 8)}
     expected = whole(tmp_path, **changes)
-    result = search(trainer_of(tmp_path, **changes), pruner=optuna.pruners.NopPruner(), rungs=[0.5])
+    result = search(trainer_of(tmp_path, **changes), pruner=Never(), rungs=[0.5])
     (trial,) = result.trials
     assert trial.rungs and trial.objective == expected.objective
+
+
+def test_what_a_model_remembers_of_an_evaluation_is_nothing_of_the_loss(tmp_path):
+    """A model that was never saved chooses its similarity when it is first asked for it."""
+    changes: dict[str, Any] = {"model_init": model_of, "eval_dataset": pairs("dev", 8)}
+    result = search(trainer_of(tmp_path, **changes), pruner=Never(), rungs=[0.5], baseline=False, direction="maximize")
+    assert [trial.state for trial in result.trials] == [COMPLETED] and result.trials[0].rungs
 
 
 def test_what_an_evaluation_changes_inside_of_a_loss_cannot_be_given_back(tmp_path):
     trainer = trainer_of(tmp_path, loss_init=RememberingLoss, eval_dataset=pairs("dev", 8))
     with pytest.raises(ConfigurationError, match="has changed what the loss keeps beside its weights"):
-        search(trainer, pruner=optuna.pruners.NopPruner(), rungs=[0.5])
-    (trial,) = search(
-        trainer, pruner=optuna.pruners.NopPruner(), rungs=[0.5], trial_evaluator=embedding_evaluator()
-    ).trials
+        search(trainer, pruner=Never(), rungs=[0.5])
+    (trial,) = search(trainer, pruner=Never(), rungs=[0.5], trial_evaluator=embedding_evaluator()).trials
     assert trial.objective == whole(tmp_path, loss_init=RememberingLoss, eval_dataset=pairs("dev", 8)).objective
 
 

@@ -70,6 +70,9 @@ class FakeSearch:
     def no_more(self) -> BaseException | None:
         return self.ending
 
+    def waiting(self) -> None:
+        pass
+
     def run_trial(
         self,
         number: int,

@@ -53,6 +53,9 @@ class Search:
     def no_more(self) -> BaseException | None:
         return self.ending
 
+    def waiting(self) -> None:
+        pass
+
     def run_trial(
         self, number, propose, native=None, report=None, *, checkpoints=None, backend_id=None, catch=(), continues=None
     ):
