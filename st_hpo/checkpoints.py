@@ -80,7 +80,8 @@ class TrialCheckpoints:
             if (name := left_out(args)) is not None:
                 raise ConfigurationError(
                     f"The scheduler pauses trials, and with {name} they could not go on as if they had not paused. "
-                    "Leave it out or update it, or choose a scheduler that pauses nothing, such as AsyncHyperBandScheduler."
+                    "Leave it out or update it, or choose a scheduler that pauses nothing, such as "
+                    "AsyncHyperBandScheduler."
                 )
             needed = args.eval_strategy, args.eval_steps
             fewer = args.save_strategy == args.eval_strategy == "steps" and args.save_steps != args.eval_steps
