@@ -254,7 +254,7 @@ def test_plots_follow_the_colours_of_the_system_and_the_width_of_the_window(brow
         page.emulate_media(color_scheme="dark")
         page.wait_for_function(f"before => {fill} !== before", arg=bright)
         page.set_viewport_size({"width": 500, "height": 800})
-        page.wait_for_function("document.querySelector('#plot-0 svg').getBoundingClientRect().width < 500")
+        page.wait_for_function("() => document.querySelector('#plot-0 svg').getBoundingClientRect().width < 500")
         assert 200 < page.evaluate("document.querySelector('#plot-0 svg').getBoundingClientRect().width") < 500
         assert page.evaluate("document.documentElement.scrollWidth") == 500
         opened.check_quiet()
