@@ -305,5 +305,5 @@ class Ranks:
 
 def _in_a_collective(text: str) -> bool:
     """Whether an error comes out of a collective operation, which leaves the process group unusable."""
-    marks = ("gloo", "nccl", "process group", "timed out waiting", "connection closed by peer", "disterror")
+    marks = ("gloo", "nccl", "process group", "timed out waiting", "closed by peer", "pair closure", "disterror")
     return any(mark in text.lower() for mark in marks)

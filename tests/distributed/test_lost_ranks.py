@@ -74,6 +74,20 @@ def test_a_collective_operation_that_has_run_into_its_timeout_is_heard_of_by_a_r
     assert caught.value.fatal and not is_lost(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["Timed out waiting 15000ms for recv operation", "Application timeout caused pair closure"]
+)
+def test_whatever_gloo_says_of_a_rank_that_did_not_come_the_search_does_not_go_on(leader, clock, text):
+    def train() -> None:
+        leader._set("failed/1", {"rank": 1, "error": "Out of memory", "kinds": [], "fatal": False, "stopped": None})
+        leader._set("outcome/1/1", {"broken": False})
+        raise RuntimeError(text)
+
+    with pytest.raises(RankError, match="the ranks have lost each other; rank 1 says: Out of memory") as caught:
+        leader.together("trial 1", train)
+    assert caught.value.fatal and leader.lost
+
+
 def test_after_sigterm_the_others_are_waited_for_so_that_all_end_after_the_same_step(leader, clock):
     leader.stop = SimpleNamespace(terminated=True, reason="SIGTERM")
 
