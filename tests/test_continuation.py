@@ -115,6 +115,15 @@ def model_of(first: type = Transformer, last: type = Pooling) -> SentenceTransfo
     return SentenceTransformer(modules=[transformer, last(transformer.get_embedding_dimension())], device="cpu")
 
 
+def with_dropout() -> SentenceTransformer:
+    """A model whose training draws at every step; the embedded one has no dropout."""
+    model = SentenceTransformer(model_path(), device="cpu")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    return model
+
+
 EVALUATING = {
     "eval_strategy": "steps",
     "eval_steps": 2,
@@ -184,6 +193,19 @@ def test_an_evaluation_at_a_rung_leaves_what_a_loss_counts(loss, tmp_path):
     result = search(trainer_of(tmp_path, **changes), pruner=Never(), rungs=[0.5])
     (trial,) = result.trials
     assert trial.rungs and trial.objective == expected.objective
+
+
+def test_an_evaluation_at_a_rung_leaves_the_evaluation_workers_to_be_begun(tmp_path):
+    """Workers that persist draw from torch's generator once, when they begin: in the training's own evaluation."""
+    arguments = {
+        "eval_strategy": "steps",
+        "eval_steps": 6,
+        "dataloader_num_workers": 1,
+        "dataloader_persistent_workers": True,
+    }
+    changes: dict[str, Any] = {"arguments": arguments, "eval_dataset": pairs("dev", 8), "model_init": with_dropout}
+    (trial,) = search(trainer_of(tmp_path, **changes), pruner=Never(), rungs=[0.5]).trials
+    assert trial.rungs and trial.objective == whole(tmp_path, **changes).objective
 
 
 def test_what_a_model_remembers_of_an_evaluation_is_nothing_of_the_loss(tmp_path):
