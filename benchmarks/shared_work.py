@@ -4,6 +4,9 @@ STS-B pairs with CoSENTLoss, the same with a model of static embeddings, and wit
 triplets with MultipleNegativesRankingLoss and the NO_DUPLICATES sampler. For each of them the same search runs with
 ``share_work=False`` and ``share_work=True`` in turns (A B A B). Times are CPU times of the process, in trials after
 the first one, which fills the cache. It ends with an error if an objective differs.
+
+``--places`` measures instead where tokens come from: the tokenizer, memory, or the file that processes share; and how
+much each of three ``model_init`` reads from the disk, the first after the model was put out of the system's memory.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import argparse
 import functools
 import itertools
 import json
+import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -22,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+from embedded import model_path, sts_benchmark
 
 spent: dict[str, float] = defaultdict(float)
 
@@ -69,8 +76,6 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from st_hpo import SentenceTransformerHPOTrainer
-
-    from embedded import model_path, sts_benchmark
 
     def model_init() -> SentenceTransformer:
         started = time.process_time()
@@ -153,6 +158,66 @@ def report(found: dict[str, Any]) -> None:
     print(f"tokens in the first trial, shared: {first * 1e3:.0f} ms")
 
 
+def places(options: argparse.Namespace) -> None:
+    """Prints the CPU time of tokenising all of STS-B once, by where the tokens come from."""
+    from sentence_transformers import SentenceTransformer
+
+    from st_hpo.sharing import SharedWork
+
+    columns = [sts_benchmark(split)[column] for split in ("train", "dev") for column in ("sentence1", "sentence2")]
+    texts = [text for column in columns for text in column]
+
+    def passed(work: SharedWork, batch: int) -> float:
+        model = SentenceTransformer(model_path(), device="cpu")
+        with work.trial():
+            started = time.process_time()
+            for start in range(0, len(texts), batch):
+                model.preprocess(texts[start : start + batch])
+            return time.process_time() - started
+
+    print(f"{len(texts)} texts, {len(set(texts))} different ones")
+    print("| batch | from the tokenizer, s | to memory | from memory | to the file | from the file |")
+    print("|---|---|---|---|---|---|")
+    for batch in (options.batch_size, 16):
+        rounds: dict[str, list[float]] = defaultdict(list)
+        for _ in range(options.rounds):
+            rounds["alone"].append(passed(SharedWork(0), batch))
+            with SharedWork() as work:
+                rounds["to memory"].append(passed(work, batch))
+                rounds["from memory"].append(passed(work, batch))
+            with SharedWork.with_others() as work:
+                rounds["to the file"].append(passed(work, batch))
+                size = work.tokens.file.size
+                rounds["from the file"].append(passed(SharedWork(1, work.place), batch))  # memory holds nothing
+        alone = statistics.median(rounds.pop("alone"))
+        ratios = " | ".join(f"{statistics.median(times) / alone:.2f}" for times in rounds.values())
+        print(f"| {batch} | {alone:.2f} | {ratios} |")
+    print(f"the file has {size / 2**20:.1f} MiB, {size / len(set(texts)):.0f} bytes a text")
+
+
+def weights_from_disk() -> None:
+    """Prints how much each of three ``model_init`` reads from the disk; from a file system in memory it is nothing."""
+    from sentence_transformers import SentenceTransformer
+
+    def read_bytes() -> int:
+        lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        path = shutil.copytree(model_path(), f"{folder}/model")
+        for file in Path(path).iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        found = []
+        for _ in range(3):
+            before = read_bytes()
+            SentenceTransformer(path, device="cpu")
+            found.append(f"{(read_bytes() - before) / 2**20:.1f}")
+        size = Path(path, "model.safetensors").stat().st_size / 2**20
+    print(f"MiB from disk in three model_init: {', '.join(found)}; the weights have {size:.1f}")
+
+
 def main() -> None:
     """Measures and reports."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -161,6 +226,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--triplets", help="lines of JSON with anchor, positive and negative")
+    parser.add_argument("--places", action="store_true", help="measure where tokens come from")
     parser.add_argument("--json", help="keep the raw numbers in this file")
     options = parser.parse_args()
 
@@ -173,6 +239,9 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if options.places:
+        places(options)
+        return weights_from_disk()
     timed(PreTrainedModel, "from_pretrained", "weights and modules")
     timed(AutoProcessor, "from_pretrained", "parsing the tokenizer")
     timed(BaseModel, "preprocess", "tokens")  # around what sharing wraps, so both are measured alike

@@ -168,6 +168,12 @@ def _rungs(
                 "`trial_evaluator` is the evaluator of the rungs, but rungs='evaluations' takes the training's own "
                 "evaluations. Leave one of them out."
             )
+        if default is not None and not found.in_process and isinstance(backend_arguments.get("pruner"), str):
+            raise ConfigurationError(
+                f"With backend={found.name!r}, a pruner's name compares trials at fractions of their trainings, but "
+                "rungs='evaluations' takes the training's own evaluations. Leave `rungs` out, or pass a `scheduler` "
+                "instead of the `pruner`."
+            )
         if default is not None and args.eval_strategy == "no":
             raise ConfigurationError(
                 "rungs='evaluations' takes the training's own evaluations, but there are none: eval_strategy='no'. "

@@ -20,7 +20,7 @@ from st_hpo.results import SearchResult
 from st_hpo.routing import Router
 from st_hpo.rung_points import RungPoints, RungRequest
 from st_hpo.search import Search
-from st_hpo.sharing import MAX_BYTES, SharedWork
+from st_hpo.sharing import shared_work
 from st_hpo.space import SearchSpace
 from st_hpo.stopping import Limits
 from st_hpo.trackers import Tracking, search_group
@@ -95,8 +95,8 @@ class Searching(AfterSearch):
             save_best_model: Whether to keep the best trial's model at ``output_dir/best_model`` while the search runs,
                 and that of no other; for a single objective. Trials on machines that do not share ``output_dir`` keep
                 the best of each.
-            share_work: Whether the trials of a process share the work that comes out the same in each: a text is
-                tokenised once, not once in every trial. No number depends on it.
+            share_work: Whether the trials share the work that comes out the same in each: a text is tokenised once,
+                not once in every trial, and processes on one machine take it from each other. No number depends on it.
             verbose: Whether to show the progress bars and log lines of every trial.
             timeout: Seconds after which the search ends, between two steps of the trial that runs then. They begin
                 after the baseline.
@@ -199,7 +199,7 @@ class Searching(AfterSearch):
         search.plan = Plan(n_trials, found.name, limits, timeout, found.concurrency(kwargs), points, asked.evaluator)
         search.plan.in_total = found.n_trials_is_total(kwargs)
         self._last_objective, self._last_from_best = objective, objective_from == "best"
-        runner.shared = SharedWork(MAX_BYTES if share_work else 0)
+        runner.shared = shared_work(share_work, ranks, alone=found.concurrency(kwargs) == 1)
         self._release()
         with runner.shared:
             return search.run()

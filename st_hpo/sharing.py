@@ -1,4 +1,4 @@
-"""Work that trials share: texts are tokenised once in a process, not once in every trial.
+"""Work that trials share: texts are tokenised once, not once in every trial.
 
 While a trial runs, the modules of sentence-transformers that tokenise texts, and the fast tokenizers of transformers,
 ask a :class:`~st_hpo.token_cache.TokenCache` first. That is done in their classes, and undone when the trial ends:
@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from sentence_transformers.base.modules import Transformer
@@ -19,10 +22,13 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from transformers import PreTrainedTokenizerFast
 
+from st_hpo.distributed import Ranks
 from st_hpo.token_cache import TokenCache
+from st_hpo.token_file import TokenFile
 from st_hpo.token_rows import Flat, Padded
 
-MAX_BYTES = 256 * 2**20
+MEMORY_BYTES = 128 * 2**20  # of each process
+FILE_BYTES = 512 * 2**20  # of all processes of a search on one machine
 CHANGES_IDS = ("truncation", "max_length", "add_special_tokens")
 CHANGES_PADDING = ("padding", "padding_side", "pad_to_multiple_of", "return_tensors")
 
@@ -33,18 +39,41 @@ _scope = threading.local()
 
 
 class SharedWork:
-    """What the trials of one process share. Pickled or copied, it comes without its contents.
+    """What the trials of one process share. Pickled or copied, it comes without what it has in memory.
 
     Args:
         max_bytes: How much memory the tokens may take in each process, in bytes; 0 to share nothing.
+        place: Where another process shares with this one: its :attr:`place`, after :meth:`with_others`. On another
+            machine it has no effect.
+        makes_file: Whether it may make a file; only for who leaves the block of it, which removes the file.
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, max_bytes: int = MEMORY_BYTES, place: tuple[str, int, str] | None = None, makes_file: bool = True
+    ) -> None:
         self.max_bytes = max_bytes
-        self.tokens = TokenCache(max_bytes)
+        path, size = None, FILE_BYTES
+        if place is not None and place[2] == _machine() and os.path.exists(place[0]):
+            path, size = place[:2]
+        self.tokens = TokenCache(max_bytes, TokenFile(size, path, makes_file))
 
-    def __reduce__(self) -> tuple[type[SharedWork], tuple[int]]:
-        return SharedWork, (self.max_bytes,)
+    @classmethod
+    def with_others(cls, max_bytes: int = MEMORY_BYTES) -> SharedWork:
+        """Returns what other processes that get a copy of it, or its :attr:`place`, share with this one."""
+        file = TokenFile(FILE_BYTES)
+        file.make()
+        shared = cls(max_bytes)
+        shared.tokens = TokenCache(max_bytes, file)
+        return shared
+
+    @property
+    def place(self) -> tuple[str, int, str] | None:
+        """The file of what is shared with other processes, its size at most and the machine; None for no file."""
+        file = self.tokens.file
+        return None if file.path is None else (file.path, file.max_bytes, _machine())
+
+    def __reduce__(self) -> tuple[type[SharedWork], tuple[int, tuple[str, int, str] | None, bool]]:
+        return SharedWork, (self.max_bytes, self.place, False)
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[None]:
@@ -52,7 +81,7 @@ class SharedWork:
         if self.max_bytes <= 0:
             yield
             return
-        self.tokens.trial += 1
+        self.tokens.begin_trial()
         with _lock:
             _active.append(self.tokens)
             if len(_active) == 1:
@@ -70,6 +99,36 @@ class SharedWork:
 
     def __exit__(self, *exception: object) -> None:
         self.tokens.clear()
+
+
+def shared_work(share: bool, ranks: Ranks | None, alone: bool) -> SharedWork:
+    """Returns what the trials of a search share.
+
+    Args:
+        share: Whether they share anything.
+        ranks: The ranks of the search, all of which must call this; None for one process.
+        alone: Whether all trials run in this process.
+    """
+    if not share:
+        return SharedWork(0)
+    if ranks is None:
+        return SharedWork() if alone else SharedWork.with_others()
+    made: list[SharedWork] = []
+
+    def make() -> tuple[str, int, str] | None:
+        made.append(SharedWork.with_others())
+        return made[0].place
+
+    place = ranks.share(make)
+    return made[0] if made else SharedWork(place=None if place is None else tuple(place))
+
+
+def _machine() -> str:
+    """Names this machine until it is started again: machines may share a folder, but not a file that is mapped."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def _patch() -> None:

@@ -54,7 +54,7 @@ class TrialSetting:
         held_out: An evaluator that no trial is chosen by. Its metrics are added to those at a trial's end, as
             ``test_<metric>``.
         tracking: The trackers of ``report_to``.
-        shared: The work that trials of one process share; nothing by default.
+        shared: The work that trials share; nothing by default.
         rungs: Where trials are compared with each other during their training; None for whenever they evaluate.
         reuses: Whether a trial takes over the value of an earlier one with the same hyperparameters.
         rung_evaluator: The evaluator of the rungs, None for the evaluation that gives the objective.

@@ -29,7 +29,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import st_hpo
-from st_hpo import searching
+from st_hpo import sharing
 from st_hpo.sharing import SharedWork
 from st_hpo.token_cache import CHECK_EVERY, TokenCache
 
@@ -404,15 +404,15 @@ def shared_works(monkeypatch):
     class Watched(SharedWork):
         held = 0
 
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
             made.append(self)
 
         def __exit__(self, *exception: object) -> None:
             self.held = self.tokens.size
             super().__exit__(*exception)
 
-    monkeypatch.setattr(searching, "SharedWork", Watched)
+    monkeypatch.setattr(sharing, "SharedWork", Watched)
     return made
 
 

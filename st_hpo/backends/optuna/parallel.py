@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from st_hpo.backends.target import SearchTarget
 from st_hpo.errors import HPOError
 from st_hpo.faults import SearchStopped, describe
 from st_hpo.records import FAILED, PRUNED, TrialRecord
+from st_hpo.scratch import WORKERS, scratch_folder
 from st_hpo.shipping import unpack_exception
 
 logger = logging.getLogger(__name__)
@@ -82,8 +81,7 @@ class ParallelTrials:
         Raises:
             Exception: What ends the search.
         """
-        folder = tempfile.mkdtemp(prefix="st_hpo-workers-")
-        try:
+        with scratch_folder(WORKERS) as folder:
             count = min(self._settings.n_jobs, n_trials)
             gpus = gpus_of_workers(count, self._settings.workers_per_gpu)
             workers = Workers(folder, self._shipment(count), count, gpus)
@@ -94,8 +92,6 @@ class ParallelTrials:
                 raise
             finally:
                 workers.close()
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _shipment(self, count: int) -> Shipment:
         study = self._source.study
