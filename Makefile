@@ -31,7 +31,7 @@ demo: setup
 	$(BIN)/python examples/hpo_nli.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 fast: setup
 	$(BIN)/python -m pytest -m "not slow"

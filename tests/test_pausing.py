@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
 import st_hpo.backends.optuna.paused as paused_module
-from st_hpo import pausing
+from st_hpo import pausing, scratch
 from st_hpo.backends.optuna.paused import PausedTrials, best_paused
 from st_hpo.backends.optuna.promotion import promotion_of
 from st_hpo.backends.optuna.pruners import AshaPruner
@@ -74,7 +74,7 @@ def test_few_checkpoints_are_kept_those_of_the_best(tmp_path):
         for number in (*range(len(values)), other.number):
             (Path(kept.folder) / str(number)).mkdir()
         kept.tidy()
-        assert sorted(os.listdir(kept.folder)) == [paused_module._LOCK, "0", "3", str(other.number)]
+        assert sorted(os.listdir(kept.folder)) == [scratch._LOCK, "0", "3", str(other.number)]
     assert not (tmp_path / "a").exists()
 
 
@@ -82,7 +82,7 @@ def test_what_a_killed_search_has_left_goes_with_the_next_and_that_of_a_running_
     study = optuna.create_study()
     left = tmp_path / f"{paused_module._PREFIX}killed"
     (left / "0").mkdir(parents=True)
-    (left / paused_module._LOCK).touch()
+    (left / scratch._LOCK).touch()
     young = tmp_path / f"{paused_module._PREFIX}young"  # about to be locked
     young.mkdir()
     with PausedTrials(study, 1, str(tmp_path)).kept() as one:

@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 import pytest
 
+from st_hpo import scratch
 from st_hpo.backends.optuna.records import counts, ended
 from st_hpo.testing import (
     build_tiny_model,
@@ -142,8 +143,10 @@ def test_two_scripts_run_one_study_together_one_is_killed_with_all_its_workers(t
     assert sum(map(counts, trials)) == 5
     assert [trial.state for trial in trials[:2]] == [FAIL, FAIL]
     assert all("has ended" in ended(trial)["error"] for trial in trials[:2])
-    (left,) = temporary.glob("st_hpo*")  # there was nobody left to take it away
-    shutil.rmtree(left)
+    # There was nobody left to take them away; the next search does
+    assert len(list(temporary.glob("st_hpo*"))) == len(list(temporary.glob("st_hpo-tokens-*"))) + 1 == 2
+    for prefix in (scratch.TOKENS, scratch.WORKERS):
+        scratch.sweep(prefix)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""What the ranks of the distributed tests run: ``torchrun rank_script.py CASE FOLDER``. Leaves rank<n>.json there."""
+"""What the ranks of the distributed tests run: ``torchrun rank_script.py CASE FOLDER [CASE FOLDER ...]``.
+
+The cases run one after the other, in one process group. Each leaves rank<n>.json in its folder.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import datetime
 import gc
 import json
 import math
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,23 +23,23 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
 import st_hpo
-from st_hpo import ConfigurationError, Float, NotSupportedError, RankError, SearchSpace
+from st_hpo import ConfigurationError, Float, NotSupportedError, RankError, SearchSpace, sharing
 from st_hpo.testing import METRIC, FailingLoss, Probe, scaled_loss
 
 from rank_setup import (
-    CASE,
     ENDED,
-    FOLDER,
+    NOW,
     RANK,
     SECONDS,
-    STORED,
     OnRank,
+    cases,
     die,
     fail,
     hang,
     in_backward,
     out_of_memory,
     search,
+    stored,
     trainer_of,
 )
 
@@ -83,7 +88,7 @@ def suggesting() -> Any:
 
     trainer = trainer_of(loss_init=loss_init)
     space = SearchSpace({"learning_rate": Float(1e-4, 1e-2)})
-    return search(trainer, hp_space=space, n_trials=4, catch=ValueError, **STORED), trainer
+    return search(trainer, hp_space=space, n_trials=4, catch=ValueError, **stored()), trainer
 
 
 class Folders(TrainerCallback):
@@ -97,6 +102,20 @@ class Folders(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.folders.append(args.output_dir)
+
+
+class TokenFiles(TrainerCallback):
+    """Notes where each training finds tokens of other processes."""
+
+    def __init__(self, files: list[str | None]) -> None:
+        self.files = files
+
+    def __deepcopy__(self, memo: Any) -> TokenFiles:
+        return self
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if (cache := sharing._cache()) is not None:  # not when the best is trained again
+            self.files.append(cache.file.path)
 
 
 class FailingProbe(Probe):
@@ -139,7 +158,7 @@ def other_backends() -> Any:
         if trial is not None:
             names = [getattr(trial, name, None) for name in ("number", "id")]
             seen.append([*names, trial["learning_rate"], trial.assignments["loss.scale"], trial.params["loss.scale"]])
-        return SentenceTransformer((FOLDER / "model.txt").read_text(), device="cpu")
+        return SentenceTransformer((NOW.folder / "model.txt").read_text(), device="cpu")
 
     trainer = trainer_of(model_init=model_init)
     sigopt = search(trainer, backend="sigopt", seed=0)
@@ -164,13 +183,13 @@ def terminated() -> Any:
 
     def act() -> None:
         if RANK == 0:
-            (FOLDER / "begun").touch()
+            (NOW.folder / "begun").touch()
         else:
             time.sleep(0.3)
 
     trainer = trainer_of(max_steps=400, callbacks=[OnRank(-1, "run-1", act)])
     space = lambda trial: {"max_steps": 2 if trial.number == 0 else 400, "loss.scale": 20.0}  # noqa: E731
-    return search(trainer, hp_space=space, **STORED), None
+    return search(trainer, hp_space=space, **stored()), None
 
 
 def failing(rank: int, **changes: Any) -> Any:
@@ -182,7 +201,8 @@ def run(case: str) -> tuple[Any, Any]:
     if case.startswith("family:"):
         return family(case.removeprefix("family:"))
     if case == "plain":
-        trainer = trainer_of()
+        tokens = MORE["tokens"] = []
+        trainer = trainer_of(callbacks=[TokenFiles(tokens)])
         return search(trainer), trainer
     if case == "best model":
         trainer = trainer_of(eval_strategy="steps", eval_steps=1)
@@ -219,7 +239,7 @@ def run(case: str) -> tuple[Any, Any]:
     if case.startswith("raises on "):
         return failing(int(case[-1]))
     if case.startswith("init fails on "):
-        loss = FailingLoss(FOLDER, {1}, ValueError("in loss_init"))
+        loss = FailingLoss(NOW.folder, {1}, ValueError("in loss_init"))
         if int(case[-1]) != RANK:
             loss = scaled_loss  # type: ignore[assignment]
         trainer = trainer_of(loss_init=loss)
@@ -229,7 +249,7 @@ def run(case: str) -> tuple[Any, Any]:
         rates = [1e-3, math.inf, 1e-3]
         return search(trainer, hp_space=lambda trial: {"loss.scale": rates[trial.number]}), trainer
     if case in ("dies", "leader dies"):
-        return search(trainer_of(callbacks=[OnRank(int(case == "dies"), "run-1", die)]), **STORED), None
+        return search(trainer_of(callbacks=[OnRank(int(case == "dies"), "run-1", die)]), **stored()), None
     if case == "same name":
         folders = MORE["folders"] = []
         trainer = trainer_of(callbacks=[Folders(folders)], eval_strategy="steps", eval_steps=1)
@@ -239,13 +259,13 @@ def run(case: str) -> tuple[Any, Any]:
     if case == "waits":
         trainer = trainer_of()
         trainer.args.ddp_timeout = 20
-        return search(trainer, n_trials=2, **STORED), None
+        return search(trainer, n_trials=2, **stored()), None
     if case == "resumes":
-        return search(trainer_of(), **STORED), None
+        return search(trainer_of(), **stored()), None
     if case == "hangs in backward":
         return search(trainer_of(loss_init=in_backward(hang))), None
     if case == "out of memory in backward":
-        return search(trainer_of(loss_init=in_backward(out_of_memory)), **STORED), None
+        return search(trainer_of(loss_init=in_backward(out_of_memory)), **stored()), None
     simple = {
         "forward and evaluator": failing_in_forward_and_evaluator,
         "pruners": pruners,
@@ -258,17 +278,15 @@ def run(case: str) -> tuple[Any, Any]:
     raise AssertionError(case)
 
 
-def main() -> None:
-    if CASE in ENDED:
-        (FOLDER / f"here{RANK}").touch()  # the short timeout is not for the imports
-        while len(list(FOLDER.glob("here*"))) < 2:
-            time.sleep(0.05)
-        # On CPU, transformers does not hand `ddp_timeout` on to the process group
-        dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=SECONDS))
+def run_and_note(case: str, folder: Path) -> int:
+    """Runs a case and leaves what it found; returns the exit status that it asks for."""
+    NOW.case, NOW.folder = case, folder
+    os.chdir(folder)
+    MORE.clear()
     found: dict[str, Any] = {}
     trainer, code = None, 0
     try:
-        best, trainer = run(CASE)
+        best, trainer = run(case)
         runs = best if isinstance(best, list) else [best]
         result = runs[0].run_summary
         found = {
@@ -285,17 +303,29 @@ def main() -> None:
             found["again"] = trainer.evaluate()[METRIC]
     except BaseException as exc:
         found = {"error": type(exc).__name__, "message": str(exc)}
-        if CASE in ENDED:
+        if case in ENDED:
             raise
         code = exc.code if isinstance(exc, SystemExit) else 0
     finally:
-        (FOLDER / f"rank{RANK}.json").write_text(json.dumps(found))
+        (folder / f"rank{RANK}.json").write_text(json.dumps(found))
     # The model first: were the process group to go with it, torch would join its threads while it holds the GIL
     del trainer
     gc.collect()
+    return code
+
+
+def main() -> None:
+    first, folder = cases()[0]
+    if first in ENDED:
+        (folder / f"here{RANK}").touch()  # the short timeout is not for the imports
+        while len(list(folder.glob("here*"))) < 2:
+            time.sleep(0.05)
+        # On CPU, transformers does not hand `ddp_timeout` on to the process group
+        dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=SECONDS))
+    codes = [run_and_note(case, folder) for case, folder in cases()]
     if dist.is_initialized():
         dist.destroy_process_group()
-    sys.exit(code)
+    sys.exit(max(codes))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,39 @@ from transformers import TrainerCallback
 from st_hpo import Float, SearchSpace
 from st_hpo.testing import METRIC, make_trainer, scaled_loss
 
-CASE, FOLDER = sys.argv[1], Path(sys.argv[2])
 RANK = int(os.environ["RANK"])
 SPACE = SearchSpace({"learning_rate": Float(1e-4, 1e-2, log=True), "loss.scale": Float(5.0, 50.0)})
-# Both ranks have the same arguments, as in a script of a user's; rank 0 alone opens the storage
-STORED = {"storage": f"sqlite:///{FOLDER}/study.db", "study_name": "s", "resume": True}
 ENDED = ("dies", "leader dies", "hangs in backward", "out of memory in backward")
 SECONDS = 15
 
 
+@dataclass
+class Now:
+    """The case that runs, and its folder."""
+
+    case: str = ""
+    folder: Path = Path()
+
+
+NOW = Now()
+
+
+def cases() -> list[tuple[str, Path]]:
+    """What this job is to run: pairs of a case and its folder."""
+    return [(case, Path(folder)) for case, folder in zip(sys.argv[1::2], sys.argv[2::2], strict=True)]
+
+
+def stored() -> dict[str, Any]:
+    """Both ranks have the same arguments, as in a script of a user's; rank 0 alone opens the storage."""
+    return {"storage": f"sqlite:///{NOW.folder}/study.db", "study_name": "s", "resume": True}
+
+
 def trainer_of(**changes: Any) -> Any:
     args = {name: changes.pop(name) for name in ("max_steps", "eval_strategy", "eval_steps") if name in changes}
-    trainer = make_trainer((FOLDER / "model.txt").read_text(), FOLDER / "out", **changes)
+    trainer = make_trainer((NOW.folder / "model.txt").read_text(), NOW.folder / "out", **changes)
     for name, value in args.items():
         setattr(trainer.args, name, value)
-    trainer.args.ddp_timeout = SECONDS if CASE in ENDED else 30
+    trainer.args.ddp_timeout = SECONDS if NOW.case in ENDED else 30
     return trainer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from transformers import TrainerCallback
@@ -14,105 +15,120 @@ from st_hpo.testing import METRIC, make_trainer
 from launching import alike, by_hand, finish, launch, left, objectives, ranks, states, stored, trials
 from wandb_server import running_server
 
-pytestmark = pytest.mark.slow
+case = pytest.mark.case
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # the first test runs the cases of all
 pytest_plugins = ["rank_fixtures"]
 
 
-def test_the_best_model_the_default_trial_and_a_confirmation(folder):
-    found = alike(ranks("best model", folder))
-    notes = [json.loads(path.read_text()) for path in folder.rglob("best_model/st_hpo.json")]
+@case("best model")
+def test_the_best_model_the_default_trial_and_a_confirmation(ran):
+    found = alike(ran.ranks)
+    notes = [json.loads(path.read_text()) for path in ran.folder.rglob("best_model/st_hpo.json")]
     assert [note["values"] for note in notes] == [found["objectives"]]
-    (model,) = folder.rglob("model.safetensors")  # of rank 0, and no other
+    (model,) = ran.folder.rglob("model.safetensors")  # of rank 0, and no other
     assert model.parent.name == "best_model"
     result = found["result"]
     assert result["default"]["state"] == "completed" and len(result["trials"]) == len(objectives(found))
     (confirmed,) = result["confirmation"]["trials"]
     assert confirmed["seeds"] == [3, 4] and None not in confirmed["values"] and confirmed["errors"] == [None, None]
     assert confirmed["values"][0] != confirmed["values"][1]
-    assert len(list(folder.rglob("confirmation.json"))) == 1
+    assert len(list(ran.folder.rglob("confirmation.json"))) == 1
 
 
-def test_objectives_are_those_of_plain_training_by_hand(folder):
-    found = alike(ranks("plain", folder))
+@case("plain", hand={})
+def test_objectives_are_those_of_plain_training_by_hand(ran):
+    found = alike(ran.ranks)
     assert states(found) == ["completed"] * 3
-    assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found)]
+    assert objectives(found) == [metrics[METRIC] for metrics in ran.hand]
     assert len(set(objectives(found))) == 3
     assert found["native"] == "Study"
     assert found["again"] == found["objectives"][0]
     assert found["result"]["baseline"]["objective"] not in objectives(found)
+    (tokens,) = set(found["tokens"])  # in all trials, and on both ranks
+    assert tokens is not None and not Path(tokens).exists()
 
 
-@pytest.mark.parametrize("name", ["cross_encoder", "sparse_encoder", "multi_vector_encoder", "several_datasets"])
-def test_the_other_trainers(name, folder):
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=case(f"family:{name}", hand={"scenario": name}))
+        for name in ("cross_encoder", "sparse_encoder", "multi_vector_encoder", "several_datasets")
+    ],
+)
+def test_the_other_trainers(name, ran):
     from scenarios import SCENARIOS
 
-    found = alike(ranks(f"family:{name}", folder))
+    found = alike(ran.ranks)
     assert states(found) == ["completed"] * 2
     metric = SCENARIOS[name].metric.replace("eval_loss", "eval_dev_maxsim_accuracy")
-    assert objectives(found) == [metrics[metric] for metrics in by_hand(folder, found, scenario=name)]
+    assert objectives(found) == [metrics[metric] for metrics in ran.hand]
 
 
-def test_without_a_baseline_the_first_evaluation_tells_the_metric(folder):
-    found = alike(ranks("no baseline", folder))
+@case("no baseline")
+def test_without_a_baseline_the_first_evaluation_tells_the_metric(ran):
+    found = alike(ran.ranks)
     assert states(found) == ["completed"] * 3
     assert found["result"]["objective_names"] == [METRIC]
     assert found["result"]["baseline"] is None
 
 
-def test_a_trial_is_pruned_on_all_ranks_at_the_same_step(folder):
-    found = alike(ranks("pruning", folder))
+@case("pruning", hand={"fixed": {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 2}})
+def test_a_trial_is_pruned_on_all_ranks_at_the_same_step(ran):
+    found = alike(ran.ranks)
     assert states(found) == ["completed", "pruned", "completed"]
     assert trials(found)[1]["error"] == "pruned at step 2"
-    fixed = {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 2}
-    assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found, fixed=fixed)]
+    assert objectives(found) == [metrics[METRIC] for metrics in ran.hand]
 
 
-def test_rungs_are_reached_by_all_ranks_at_once_and_disturb_none(folder):
-    found = alike(ranks("rungs", folder))
+@case("rungs", hand={"fixed": {"max_steps": 6}})
+def test_rungs_are_reached_by_all_ranks_at_once_and_disturb_none(ran):
+    found = alike(ran.ranks)
     assert states(found) == ["completed", "pruned", "completed"]
     assert trials(found)[1]["error"] == "pruned at step 2, 30 % of its training"
     assert [rung["at"] for rung in trials(found)[0]["rungs"]] == [30, 60]
-    assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found, fixed={"max_steps": 6})]
+    assert objectives(found) == [metrics[METRIC] for metrics in ran.hand]
 
 
-def test_a_timeout_ends_all_ranks_between_the_same_steps(folder):
-    found = alike(ranks("timeout", folder))
+@case("timeout")
+def test_a_timeout_ends_all_ranks_between_the_same_steps(ran):
+    found = alike(ran.ranks)
     assert states(found) == ["completed", "failed"]
     assert trials(found)[1]["error"] == "stopped: timeout of 15 s"
 
 
-def test_a_budget_and_a_repeated_proposal_are_the_same_on_all_ranks(folder):
-    found = alike(ranks("enough", folder))
+@case("enough")
+def test_a_budget_and_a_repeated_proposal_are_the_same_on_all_ranks(ran):
+    found = alike(ran.ranks)
     assert states(found) == ["completed"] * 3
     assert [trial["copied_from"] for trial in trials(found)] == [None, 0, None]
     assert objectives(found)[0] == objectives(found)[1] != objectives(found)[2]
 
 
-def test_several_objectives_give_every_rank_the_same_front(folder):
-    found = alike(ranks("several objectives", folder))
+@case("several objectives", hand={})
+def test_several_objectives_give_every_rank_the_same_front(ran):
+    found = alike(ran.ranks)
     assert states(found) == ["completed"] * 3
-    hand = [[metrics[METRIC], metrics["eval_probe_size"]] for metrics in by_hand(folder, found)]
+    hand = [[metrics[METRIC], metrics["eval_probe_size"]] for metrics in ran.hand]
     assert objectives(found) == hand
     assert found["ids"]
 
 
-def test_what_is_suggested_inside_loss_init_is_rank_0s_on_all_ranks(folder):
+@case("suggestion", hand={})
+def test_what_is_suggested_inside_loss_init_is_rank_0s_on_all_ranks(ran):
     """Also after a trial that one rank has left before the suggestion; and what is noted there, rank 0 notes."""
-    found = alike(ranks("suggestion", folder))
+    found = alike(ran.ranks)
     assert states(found) == ["completed", "failed", "completed", "completed"]
     assert "ValueError: of rank 1" in trials(found)[1]["error"]
-    assert [trial.user_attrs["process"] for trial in stored(folder)] == [0] * 4
-    for trial in trials(found):
-        if trial["state"] == "completed":
-            trial["hyperparameters"]["loss.scale"] = trial["hyperparameters"].pop("scale")
-    assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found)]
+    assert [trial.user_attrs["process"] for trial in stored(ran.folder)] == [0] * 4
+    assert objectives(found) == [metrics[METRIC] for metrics in ran.hand]
 
 
-def test_trials_pause_and_are_taken_up_again_and_rungs_count_the_examples_of_all_ranks(folder):
-    found = alike(ranks("pruners", folder))
+@case("pruners", hand={"fixed": {"max_steps": 6}})
+def test_trials_pause_and_are_taken_up_again_and_rungs_count_the_examples_of_all_ranks(ran):
+    found = alike(ran.ranks)
     assert states(found) == ["pruned", "pruned", "pruned", "completed"]
     assert trials(found)[3]["continues"] in (0, 1, 2)
-    assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found, fixed={"max_steps": 6})]
+    assert objectives(found) == [metrics[METRIC] for metrics in ran.hand]
     steps = [[(rung["at"], rung["step"]) for rung in trial["rungs"]] for trial in found["examples"]["trials"]]
     assert steps == [[(16, 2), (40, 5)]] * 2  # 4 pairs on each of 2 ranks
 
@@ -131,10 +147,11 @@ def test_sigopt_and_wandb(folder):
     assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found)]
 
 
-def test_trials_of_one_name_have_the_same_folder_on_all_ranks(folder):
+@case("same name")
+def test_trials_of_one_name_have_the_same_folder_on_all_ranks(ran):
     """Or else a rank would load the best checkpoint of another trial."""
-    found = alike(ranks("same name", folder))
-    assert found["folders"][:2] == [str(folder / "out" / name) for name in ("same", "same-1")]
+    found = alike(ran.ranks)
+    assert found["folders"][:2] == [str(ran.folder / "out" / name) for name in ("same", "same-1")]
     assert states(found) == ["completed"] * 2 and found["again"] in objectives(found)
 
 

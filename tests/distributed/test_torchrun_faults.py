@@ -10,50 +10,55 @@ import pytest
 
 from st_hpo.testing import METRIC
 
-from launching import alike, by_hand, ends, finish, launch, left, objectives, ranks, states, stored, trials
+from launching import alike, ends, finish, launch, left, objectives, ranks, states, stored, trials
 
-pytestmark = pytest.mark.slow
+case = pytest.mark.case
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # the first test runs the cases of all
 pytest_plugins = ["rank_fixtures"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_an_exception_on_one_rank_fails_the_trial_on_all_and_the_search_goes_on(rank, folder):
-    found = alike(ranks(f"fails on {rank}", folder))
+@pytest.mark.parametrize("rank", [pytest.param(rank, marks=case(f"fails on {rank}", hand={})) for rank in range(2)])
+def test_an_exception_on_one_rank_fails_the_trial_on_all_and_the_search_goes_on(rank, ran):
+    found = alike(ran.ranks)
     assert states(found) == ["completed", "failed", "completed"]
     assert f"ValueError: of rank {rank}" in trials(found)[1]["error"]
-    assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found)]
+    assert objectives(found) == [metrics[METRIC] for metrics in ran.hand]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_without_catch_it_ends_the_search_on_all_ranks(rank, folder):
-    found = ranks(f"raises on {rank}", folder)
+@pytest.mark.parametrize("rank", [pytest.param(rank, marks=case(f"raises on {rank}")) for rank in range(2)])
+def test_without_catch_it_ends_the_search_on_all_ranks(rank, ran):
+    found = ran.ranks
     assert found[rank] == {"error": "ValueError", "message": f"of rank {rank}"}
     assert found[1 - rank]["error"] == "RankError"
     assert f"ValueError: of rank {rank}" in found[1 - rank]["message"]
 
 
-def test_an_exception_in_loss_init_of_one_rank_does_not_strand_the_other(folder):
-    found = alike(ranks("init fails on 1", folder))
+@case("init fails on 1")
+def test_an_exception_in_loss_init_of_one_rank_does_not_strand_the_other(ran):
+    found = alike(ran.ranks)
     assert states(found).count("failed") == 1 and states(found).count("completed") == 2
     assert any("ValueError: in loss_init" in str(trial["error"]) for trial in trials(found))
 
 
-def test_a_nan_fails_its_trial_on_all_ranks(folder):
-    found = alike(ranks("nan", folder))
+@case("nan")
+def test_a_nan_fails_its_trial_on_all_ranks(ran):
+    found = alike(ran.ranks)
     assert states(found) == ["completed", "failed", "completed"]
     assert "NaN" in trials(found)[1]["error"]
 
 
-def test_an_exception_in_the_loss_of_one_rank_and_one_in_the_evaluator_fail_their_trials(folder):
-    found = alike(ranks("forward and evaluator", folder))
+@case("forward and evaluator", hand={})
+def test_an_exception_in_the_loss_of_one_rank_and_one_in_the_evaluator_fail_their_trials(ran):
+    found = alike(ran.ranks)
     assert states(found) == ["completed", "failed", "failed", "completed"]
     assert "ValueError: of rank 1" in trials(found)[1]["error"]
     assert trials(found)[2]["error"] == "ValueError: in the evaluator"
-    assert objectives(found) == [metrics[METRIC] for metrics in by_hand(folder, found)]
+    assert objectives(found) == [metrics[METRIC] for metrics in ran.hand]
 
 
-def test_ray_and_workers_are_refused_with_what_to_do_instead(folder):
-    for found in ranks("refused", folder):
+@case("refused")
+def test_ray_and_workers_are_refused_with_what_to_do_instead(ran):
+    for found in ran.ranks:
         assert found["error"] == "NotSupportedError"
         ray, workers, unclear = found["message"].splitlines()
         assert "eval_probe_size" in unclear and "direction" in unclear
