@@ -42,12 +42,17 @@ def trained_before(values: Mapping[str, Any], records: Iterable[TrialRecord]) ->
         values: All hyperparameters, converted to the types that they are trained with. 1, 1.0 and True differ.
         records: The trials that this search has run.
     """
-    key = _key(values)
     same = [item for item in records if item.state == COMPLETED and item.copied_from is None]
-    found = [
-        item for item in same if item.hyperparameters.keys() == values.keys() and _key(item.hyperparameters) == key
-    ]
+    alike = [item for item in same if _may_be_equal(item.hyperparameters, values)]  # which most are not
+    key = _key(values) if alike else ""
+    found = [item for item in alike if _key(item.hyperparameters) == key]
     return min(found, key=lambda item: item.number, default=None)
+
+
+def _may_be_equal(some: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    if some.keys() != others.keys():
+        return False
+    return all(not isinstance(value, int | float | str) or others[name] == value for name, value in some.items())
 
 
 def take_over(record: TrialRecord, earlier: TrialRecord) -> None:

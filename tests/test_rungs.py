@@ -49,8 +49,8 @@ def search(trainer: Any, **changes: Any) -> Any:
 
 
 def epoch_of(**changes: Any) -> Any:
-    """A trainer that trains on 32 pairs for one epoch."""
-    return fast_trainer(args=fast_arguments(max_steps=-1, num_train_epochs=1, **changes))
+    """A trainer that trains on 32 pairs, for one epoch if nothing else is said."""
+    return fast_trainer(args=fast_arguments(**{"max_steps": -1, "num_train_epochs": 1, **changes}))
 
 
 # ---- Where they are ----
@@ -93,6 +93,22 @@ def test_ours_compares_them_at_equal_fractions_of_their_own_training():
         ]
         assert trial.fraction == 1 and trial.evaluations[-1]["step"] == steps
     assert [list(trial.intermediate_values) for trial in result.native.trials] == [[25, 50]] * 3
+
+
+def test_fractions_are_those_of_all_epochs_and_of_accumulated_steps():
+    trainer = epoch_of(gradient_accumulation_steps=2, per_device_train_batch_size=2, num_train_epochs=2)
+    (trial,) = search(trainer, n_trials=1, pruner=Below(9), rungs=[0.25, 0.5]).trials
+    assert [(rung["at"], rung["step"]) for rung in trial.rungs] == [(25, 4), (50, 8)]
+    assert trial.evaluations[-1]["step"] == 16
+
+
+def test_a_pruner_object_of_optunas_sees_rungs_as_its_steps():
+    options = {"hp_space": SIZES, "sampler": Sizes(), "n_trials": 3}
+    one = search(epoch_of(), pruner=optuna.pruners.PercentilePruner(50, n_startup_trials=1), **options)
+    assert [list(trial.intermediate_values) for trial in one.native.trials] == [[26]] * 3
+    late = search(epoch_of(), pruner=optuna.pruners.MedianPruner(1, n_warmup_steps=30), rungs=[0.2, 0.4], **options)
+    assert {20} < {step for trial in late.native.trials for step in trial.intermediate_values} <= {20, 40}
+    assert late.trials[1].state == "completed" or late.trials[1].rungs[-1]["at"] == 40
 
 
 def test_or_at_equal_numbers_of_examples():

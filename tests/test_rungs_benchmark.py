@@ -134,6 +134,18 @@ def test_hyperband_spares_the_trials_of_later_brackets():
     assert run(drawn, Policy((0.1, 0.3), ASHA, 1 / 3), rng).completed.mean() < share < 1
 
 
+def test_hyperband_has_the_brackets_of_optunas():
+    """As many as rungs; a trial is in the first of two, which prunes at both, with a probability of 3 in 5."""
+    pruner = optuna.pruners.HyperbandPruner(26, 100, 3)
+    study = optuna.create_study(pruner=pruner)
+    study.ask().should_prune()
+    assert pruner._n_brackets == 2 and pruner._trial_allocation_budgets == [3, 2]
+    drawn = random_curves(2, orders=400)
+    drawn.scores[:] = -np.arange(20.0)[None, :, None]  # each is worse than all before: it goes on where none stops it
+    found = run(drawn, Policy((0.26, 0.7), HYPERBAND, 1 / 3), np.random.default_rng(0))
+    assert found.completed[:, 10:].mean() < 0.01  # the first ones in a bracket have nothing to be compared with
+
+
 def test_rank_correlation_is_scipys():
     rng = np.random.default_rng(0)
     one, other = rng.integers(5, size=(2, 7, 30)).astype(float)

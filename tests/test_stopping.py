@@ -218,6 +218,14 @@ def test_a_terminator_is_asked_after_each_trial():
     assert result.ended_early == "the terminator expects no better objective"
 
 
+def test_a_terminator_is_not_asked_before_a_trial_is_completed():
+    """Trials that pause are none: the search would have no result."""
+    terminator = After(1)
+    result = search(fast_trainer(), n_trials=9, terminator=terminator, pruner="asha")
+    assert len(result.completed) == terminator.asked == 1 < len(result.trials)
+    assert result.ended_early == "the terminator expects no better objective"
+
+
 def test_optunas_own_terminators_end_a_search():
     with pytest.warns(FutureWarning, match="deprecated"):
         stagnation = optuna.terminator.BestValueStagnationEvaluator(1)

@@ -63,7 +63,7 @@ class TestRay(BackendContract):
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def _cluster(cls):
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 

@@ -67,9 +67,22 @@ def test_a_pruner_by_its_name_needs_no_evaluations_and_leaves_no_trace(cluster, 
     assert checkpoints(tmp_path / "storage") == []
 
 
+def test_medians_are_those_of_rungs_also_when_trials_have_ended(cluster, tiny_model, tmp_path):
+    """Ray's own rule looks for the step of a trial's last report, which is that of its end."""
+    trainer = make_trainer(tiny_model, tmp_path)
+    trainer.args.max_steps = 8
+    options = {"pruner": "median", "search_alg": OptunaSearch(seed=3), "max_concurrent_trials": 1}
+    result = search(trainer, n_trials=8, **options).run_summary
+    states = [record.state for record in result.trials]
+    assert len(states) == 8 and set(states) <= {COMPLETED, PRUNED} and states[:5] == [COMPLETED] * 5
+    for record in result.trials:
+        assert record.state == PRUNED or [rung["at"] for rung in record.rungs] == [26, 52]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"rungs": "evaluations", "pruner": "asha"}, "compares trials at fractions of their trainings"),
         ({"rungs": [0.5]}, "are for a scheduler, but there is none"),
         ({"rungs": [0.5], "scheduler": tune.schedulers.HyperBandScheduler(max_t=4)}, "pauses trials"),
         ({"rungs": [0.5], "scheduler": "hyperband"}, "hyperband pauses trials"),

@@ -234,7 +234,9 @@ class OptunaBackend(SearchBackend):
                 gc.collect()
             for callback in settings.callbacks:
                 callback(self._study, trial)
-            if terminates(self._study):
+            # Not before a trial is completed: the search would have no result
+            ended = self._study.get_trials(deepcopy=False)
+            if any(other.state.name == "COMPLETE" for other in ended) and terminates(self._study):
                 trainer.enough("the terminator expects no better objective")
 
         return after

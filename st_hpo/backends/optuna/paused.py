@@ -9,24 +9,20 @@ import contextlib
 import math
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from st_hpo.backends.optuna.promotion import PROMOTED_ATTRIBUTE, loss_at, promoted_numbers
 from st_hpo.backends.optuna.records import RETRY_ATTRIBUTE
+from st_hpo.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from st_hpo.pausing import PausingCheckpoints
 
 _PREFIX = ".st_hpo-paused-"  # of a folder below the search's `output_dir`
-_LOCK = ".lock"
-_YOUNG_SECONDS = 60.0
 
 
 class PausedTrials:
@@ -51,32 +47,24 @@ class PausedTrials:
             yield self
             return
         there_before = next(path for path in (self._parent, *self._parent.parents) if path.is_dir())
-        try:
-            self._parent.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            folder = tempfile.mkdtemp(prefix=_PREFIX, dir=self._parent)
-        except OSError:  # nothing can be written there: trials are trained from their beginning
-            yield self
-            return
-        try:
-            with FileLock(os.path.join(folder, _LOCK)):
-                self.folder = folder
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._remove_empty, there_before)
+            try:
+                self._parent.mkdir(parents=True, exist_ok=True)
+                self.folder = stack.enter_context(scratch_folder(_PREFIX, self._parent))
+            except OSError:  # nothing can be written there: trials are trained from their beginning
+                pass
+            try:
                 yield self
-        finally:
-            self.folder = None
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # only what is empty, and was not there
-                for path in (self._parent, *self._parent.parents):
-                    if path == there_before:
-                        break
-                    path.rmdir()
+            finally:
+                self.folder = None
 
-    def _sweep(self) -> None:
-        for folder in self._parent.glob(f"{_PREFIX}*"):
-            if not (folder / _LOCK).exists() and time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
-                continue  # its search is about to lock it
-            with contextlib.suppress(Timeout, OSError), FileLock(folder / _LOCK, timeout=0):
-                shutil.rmtree(folder, ignore_errors=True)
+    def _remove_empty(self, there_before: Path) -> None:
+        with contextlib.suppress(OSError):  # only what is empty, and was not there
+            for path in (self._parent, *self._parent.parents):
+                if path == there_before:
+                    break
+                path.rmdir()
 
     def tidy(self) -> None:
         """Removes the checkpoints that will hardly be needed: call it when a trial has ended."""

@@ -19,6 +19,7 @@ import cloudpickle
 from st_hpo.backends.optuna.patience import Patience, in_trial
 from st_hpo.faults import SearchStopped, StopSignal
 from st_hpo.records import COMPLETED, TrialRecord
+from st_hpo.scratch import TOKENS, sweep
 from st_hpo.shipping import Parcel, pack_exception
 
 SHIPMENT_FILE = "trials.pkl"
@@ -117,11 +118,14 @@ def serve(connection: Any, parent: int, folder: str) -> None:
 
 
 def _exit_with(parent: int, folder: str) -> None:
-    """Ends this process when its parent is gone, be it in the middle of a trial."""
+    """Ends this process when its parent is gone, be it in the middle of a trial; and removes what the parent had."""
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        sweep(TOKENS)
+    finally:
+        os._exit(1)
 
 
 class _Worker:

@@ -72,7 +72,12 @@ def scheduler_of_pruner(name: str, n_rungs: int) -> Any:
     from ray.tune import schedulers
 
     if name == "median":
-        return schedulers.MedianStoppingRule(time_attr="step", grace_period=0, min_samples_required=5, hard_stop=True)
+
+        class MedianAtRungs(schedulers.MedianStoppingRule):  # type: ignore[misc]
+            def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
+                """The report at a trial's end is no rung, and has no step; Ray would look for it at the next one."""
+
+        return MedianAtRungs(time_attr="step", grace_period=0, min_samples_required=5, hard_stop=True)
     return schedulers.AsyncHyperBandScheduler(
         time_attr=RUNG,
         grace_period=1,
