@@ -156,7 +156,7 @@ def measure_models(options: argparse.Namespace) -> list[dict[str, Any]]:
 def measure_growth(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures searches of ever more trials of one step, and prints a table."""
     found = []
-    print("| trials | search | seconds | ms a trial | machinery, ms | of the first fifth | of the last fifth | MiB |")
+    print("| trials | search | seconds | ms a trial | machinery, ms | first trials | last trials | MiB |")
     print("|---" * 8 + "|")
     for count in options.growth:
         for library in (UPSTREAM, OURS):

@@ -126,7 +126,7 @@ def run(curves: Curves, policy: Policy, rng: np.random.Generator) -> Outcome:
     cost = np.zeros((orders, trials))
     bracket = np.zeros((orders, trials), dtype=int)
     if policy.rule == HYPERBAND:
-        eta, brackets = 1 / policy.keep, rungs + 1
+        eta, brackets = 1 / policy.keep, rungs
         weights = np.array([np.ceil(brackets * eta**s / (s + 1)) for s in range(brackets - 1, -1, -1)])
         bracket = rng.choice(brackets, size=(orders, trials), p=weights / weights.sum())
     for trial in range(trials):

@@ -158,7 +158,8 @@ def policies(recording: Recording, everything: bool) -> list[Policy]:
     found += [Policy((0.13, 0.4), keep=1 / 2), Policy((0.13, 0.4), keep=1 / 3)]
     found += [Policy((0.065, 0.13, 0.26, 0.52), keep=1 / 2)]
     found += [Policy(tuple(recording.fractions), MEDIAN, startup=5), Policy((0.13, 0.4), MEDIAN, startup=5)]
-    found += [Policy((0.13, 0.4), HYPERBAND, 1 / 3)]
+    found += [Policy((0.26, 0.52), MEDIAN, startup=5), Policy((0.13, 0.4), HYPERBAND, 1 / 3)]
+    found += [Policy((0.26, 0.7), HYPERBAND, 1 / 3)]  # the package's are 0.26 and 0.78, which was not recorded
     for rule in (PAUSE, PAUSE_AGAIN):
         found += [Policy((0.065,), rule, 1 / 4), Policy((0.26,), rule, 1 / 3), Policy((0.26,), rule, 1 / 4)]
         found += [Policy((0.065, 0.26), rule, k, parts=(0.5, 1)) for k in (1 / 2, 1 / 3)]

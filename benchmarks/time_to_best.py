@@ -109,6 +109,7 @@ def run_upstream_ray(options: argparse.Namespace, folder: str) -> list[tuple[flo
             metric="objective", mode="max", max_t=EVALUATIONS, grace_period=1, reduction_factor=3
         ),
         resources_per_trial={"cpu": 1},
+        max_concurrent_trials=2,
         storage_path=folder,
         verbose=0,
     )
