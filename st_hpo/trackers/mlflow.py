@@ -28,7 +28,7 @@ class MlflowTrialRun(TrialRun):
         try:
             tags = {"st_hpo.group": self.facts.group, "st_hpo.trial": self.facts.number}
             self._logged = False
-            self._run_id = mlflow.start_run(run_name=self.facts.name, nested=True, tags=tags).info.run_id
+            self._run_id = _started(run_name=self.facts.name, nested=True, tags=tags).info.run_id
         except BaseException:
             os.environ.update(self._environment)
             raise
@@ -71,6 +71,18 @@ class MlflowTrialRun(TrialRun):
                     client.set_terminated(self._run_id, status)
             finally:
                 os.environ.update(self._environment)
+
+
+def _started(**arguments: Any) -> Any:
+    import mlflow
+
+    try:
+        return mlflow.start_run(**arguments)
+    except mlflow.MlflowException as exc:
+        # Another worker has created MLFLOW_EXPERIMENT_NAME meanwhile (mlflow.set_experiment knows of it, start_run not)
+        if exc.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return mlflow.start_run(**arguments)
 
 
 def _allowed(name: str) -> str:

@@ -133,6 +133,27 @@ def test_what_a_tracker_draws_does_not_reach_the_training(mlflow_client, monkeyp
     assert states[0] == states[1]
 
 
+def test_another_worker_creates_the_experiment_meanwhile(mlflow_runs, mlflow_client, monkeypatch, request):
+    """Canary: between MLflow's look for the experiment and its creation, another process may create it."""
+    find, lost = mlflow.MlflowClient.get_experiment_by_name, []
+
+    def loses_the_race(self, name):
+        found = find(self, name)
+        if found is None:
+            lost.append(self.create_experiment(name))
+        return found
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", loses_the_race)
+    with monkeypatch.context() as other:
+        other.setenv("MLFLOW_EXPERIMENT_NAME", request.node.name + "-canary")
+        with pytest.raises(mlflow.MlflowException, match="already exists"):
+            mlflow.start_run()
+    trainer = fast_trainer(args=fast_arguments(report_to="mlflow"))
+    trainer.hyperparameter_search(n_trials=1, sampler=random_sampler(), baseline=False)
+    assert len(lost) == 2
+    assert [(run.info.run_name, run.info.status) for run in mlflow_runs()] == [("run-0", "FINISHED")]
+
+
 @pytest.mark.slow
 def test_workers_close_their_runs(mlflow_runs):
     trainer = fast_trainer(args=fast_arguments(report_to="mlflow"))
