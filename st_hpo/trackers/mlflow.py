@@ -22,8 +22,6 @@ class MlflowTrialRun(TrialRun):
 
     def open(self, args: Any, model: Any) -> None:
         """See :meth:`TrialRun.open`."""
-        import mlflow
-
         self._environment = {name: os.environ.pop(name) for name in _MISLEADING if name in os.environ}
         try:
             tags = {"st_hpo.group": self.facts.group, "st_hpo.trial": self.facts.number}
@@ -79,7 +77,7 @@ def _started(**arguments: Any) -> Any:
     try:
         return mlflow.start_run(**arguments)
     except mlflow.MlflowException as exc:
-        # Another worker has created MLFLOW_EXPERIMENT_NAME meanwhile (mlflow.set_experiment knows of it, start_run not)
+        # Another worker has just created MLFLOW_EXPERIMENT_NAME; mlflow.set_experiment knows of it, start_run does not
         if exc.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         return mlflow.start_run(**arguments)
