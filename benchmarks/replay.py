@@ -201,11 +201,6 @@ def measure(
     rows = np.arange(len(orders))
     reached = np.where(outcome.completed, curves.final, -np.inf).max(axis=1)
 
-    def quartiles(values: np.ndarray) -> list[float]:
-        # Not between two values, because one can be infinity: a search that never held a good one
-        ordered = np.sort(values)
-        return [float(ordered[int(np.ceil(part * (len(ordered) - 1)))]) for part in (0.25, 0.5, 0.75)]
-
     return {
         "policy": str(policy),
         "share": share,
@@ -286,9 +281,15 @@ def show(result: dict[str, Any]) -> None:
         print(f"| {policy} | " + " | ".join(cells) + " |")
 
 
-def spread(quartiles: list[float]) -> str:
+def quartiles(values: np.ndarray) -> list[float]:
+    """Returns the quartiles: values that are there, because one can be infinity."""
+    ordered = np.sort(values)
+    return [float(ordered[int(np.ceil(part * (len(ordered) - 1)))]) for part in (0.25, 0.5, 0.75)]
+
+
+def spread(values: list[float]) -> str:
     """Returns a median and its quartiles; a search that never holds a good configuration counts as infinity."""
-    low, middle, high = (f"{value:.2f}".replace("inf", "∞") for value in quartiles)
+    low, middle, high = (f"{value:.2f}".replace("inf", "∞") for value in values)
     return f"{middle} ({low}..{high})"
 
 

@@ -130,6 +130,8 @@ def run_ours(options: argparse.Namespace, folder: str) -> list[tuple[float, floa
     """Runs st_hpo's search until the target is held, or its time is up; returns the whole trainings."""
     import optuna
 
+    from st_hpo.backends.optuna.pruners import AshaPruner
+
     done: list[tuple[float, float]] = []
     started = time.perf_counter()
 
@@ -152,7 +154,7 @@ def run_ours(options: argparse.Namespace, folder: str) -> list[tuple[float, floa
         direction="maximize",
         backend="optuna",
         sampler=optuna.samplers.TPESampler(seed=options.seed),
-        pruner="asha",
+        pruner="asha" if options.reduction_factor is None else AshaPruner(options.reduction_factor, pauses=True),
         n_jobs=2 if options.run == TWO else 1,
         timeout=options.limit,
         callbacks=[note],
@@ -173,7 +175,7 @@ def measure(options: argparse.Namespace) -> None:
 def in_a_process(options: argparse.Namespace, contender: str, seed: int, *more: str) -> dict[str, Any]:
     """Runs one contender in a process of its own."""
     command = [sys.executable, __file__, "--run", contender, "--seed", str(seed), *more]
-    for name in ("triplets", "train_size", "dev_size", "trials", "threads", "sample"):
+    for name in ("triplets", "train_size", "dev_size", "trials", "threads", "sample", "reduction_factor"):
         if (value := getattr(options, name)) is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -224,6 +226,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="of a search; workers share them")
     parser.add_argument("--sample", type=float, help="evaluate at the rungs on this part of the evaluation data")
+    parser.add_argument("--reduction-factor", type=int, help="one of how many trials goes on from a rung; st_hpo's 4")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--json", help="keep everything here; continued if it is there")
     parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
