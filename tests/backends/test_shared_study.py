@@ -63,12 +63,12 @@ def test_the_survivor_takes_over_what_the_other_one_had_begun(where, tmp_path):
         until(flag.exists)
 
         def kill_later() -> None:
-            time.sleep(1.5)
+            until(lambda: [record.state for record in list(target.own.values())].count("completed") == 4)
             process.kill()
 
         killer = threading.Thread(target=kill_later)
-        killer.start()
         target = Search()
+        killer.start()
         search(where, 5, target)
         killer.join()
     trials = trials_in(where)
