@@ -135,11 +135,12 @@ class BestModelKeeper:
         """No other process does in here what this one does."""
         Path(self.output_dir).mkdir(parents=True, exist_ok=True)
         lock = Path(self.output_dir, f".{BEST_MODEL}.lock")
-        try:
-            with FileLock(lock):
+        with FileLock(lock):
+            try:
                 yield
-        finally:
-            lock.unlink(missing_ok=True)
+            finally:
+                with contextlib.suppress(OSError):  # elsewhere than on Linux and macOS, where it is open
+                    lock.unlink(missing_ok=True)
 
     def publish(self, note: BestModelNote, direction: str) -> bool:
         """Puts the staged model in the place of the best one so far, if it still beats that.

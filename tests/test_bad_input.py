@@ -316,6 +316,6 @@ def test_a_search_under_torchrun_is_refused_on_every_rank(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=500,
     )
     assert run.returncode == 0, run.stderr[-3000:]

@@ -19,7 +19,7 @@ def test_hpo_nli_searches_the_embedded_workload_and_retrains_to_the_same_number(
         [sys.executable, str(EXAMPLES / "hpo_nli.py"), "--trials", "2", "--output", str(tmp_path / "result.json")],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=580,
         cwd=tmp_path,
     )
     assert run.returncode == 0, run.stderr

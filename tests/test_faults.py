@@ -207,7 +207,7 @@ def test_sigterm_ends_a_trial_between_its_steps_and_keeps_the_study_consistent(t
         text=True,
         env={**os.environ, "PYTHONPATH": path},
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not (tmp_path / "slow").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -225,14 +225,14 @@ def test_sigterm_that_ends_the_data_loaders_workers_too_is_no_failure_of_the_tri
                 signal.raise_signal(signal.SIGTERM)
                 for worker in multiprocessing.active_children():
                     subprocess.run(["kill", "-TERM", str(worker.pid)], check=False)  # not from its parent: it may ask
-                time.sleep(60)  # torch raises here, in its handler of SIGCHLD
+                time.sleep(600)  # torch raises here, in its handler of SIGCHLD
 
     trainer = fast_trainer(args=fast_arguments(dataloader_num_workers=1), callbacks=[ToTheGroup])
     began = time.monotonic()
     with pytest.raises(SystemExit, match="143"):
         search(trainer, n_trials=3)
     states = [(trial.state, trial.error) for trial in trainer.last_search.trials]
-    assert states == [(COMPLETED, None), (FAILED, "stopped: SIGTERM")] and time.monotonic() - began < 60
+    assert states == [(COMPLETED, None), (FAILED, "stopped: SIGTERM")] and time.monotonic() - began < 300
 
 
 def test_under_a_launcher_a_signal_that_comes_twice_is_one():

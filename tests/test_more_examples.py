@@ -183,7 +183,7 @@ def test_a_resumed_search_with_workers_adds_the_trials_that_are_missing(tmp_path
             [sys.executable, EXAMPLES / "resume.py", *map(str, options)],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=580,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from st_hpo.records import COMPLETED, PRUNED, TrialRecord
 from st_hpo.trackers.trial_run import TrialRun
@@ -74,13 +81,31 @@ class MlflowTrialRun(TrialRun):
 def _started(**arguments: Any) -> Any:
     import mlflow
 
-    try:
-        return mlflow.start_run(**arguments)
-    except mlflow.MlflowException as exc:
-        # Another worker has just created MLFLOW_EXPERIMENT_NAME; mlflow.set_experiment knows of it, start_run does not
-        if exc.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return mlflow.start_run(**arguments)
+    with _alone(mlflow.get_tracking_uri()):
+        try:
+            return mlflow.start_run(**arguments)
+        except mlflow.MlflowException as exc:
+            # Another machine has just created MLFLOW_EXPERIMENT_NAME, which mlflow.set_experiment alone expects
+            if exc.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return mlflow.start_run(**arguments)
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """No other worker of this machine is in here. The first one makes MLflow's tables, for which it has no lock."""
+    if uri.startswith(("http", "databricks")):  # that is the server's business, and may wait for it for minutes
+        yield
+        return
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    name = hashlib.sha256(f"{user} {os.getcwd()} {uri}".encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir(), f"st_hpo-mlflow-{name}.lock")
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # elsewhere than on Linux and macOS, where it is open
+                path.unlink(missing_ok=True)
 
 
 def _allowed(name: str) -> str:

@@ -24,8 +24,8 @@ class RunningCluster:
             self.found = Cluster(
                 initialize_head=True, connect=True, head_node_args={**NODE, "include_dashboard": False}
             )
-            self.found.add_node(**NODE)
-            self.found.wait_for_nodes()
+            self.found.add_node(wait=False, **NODE)
+            self.found.wait_for_nodes(timeout=300)
         return self.found
 
     def stop(self) -> None:

@@ -159,5 +159,10 @@ def search_in(where: Callable[[], Any], n_trials: int, seconds: float, results: 
     """
     first = [] if others is None else [others]
     target = Search(seconds, lambda number: first.pop().wait(PATIENCE) if first else None)
-    records = search(where, n_trials, target).records(target)
+    try:
+        records = search(where, n_trials, target).records(target)
+    except BaseException:
+        if others is not None:
+            others.abort()  # whoever waits for this process says so at once
+        raise
     results.put((os.getpid(), sorted(target.own), [record.to_dict() for record in records]))

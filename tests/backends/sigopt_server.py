@@ -218,7 +218,7 @@ class SigOptStandIn:
             length = int(handler.headers.get("Content-Length") or 0)
             body = json.loads(handler.rfile.read(length) or "null") or {}
             if self.failing == "silent":
-                time.sleep(3)
+                time.sleep(10)
             elif self.failing is not None:
                 return self.failing, {"message": "told to fail"}
             user = base64.b64decode(handler.headers.get("Authorization", "").removeprefix("Basic ")).decode()

@@ -97,6 +97,7 @@ def test_processes_that_are_killed_all_the_time_lose_nothing(request, where):
     """Whoever dies is replaced by a new process, until the total is there."""
     results = fork.Queue()
     chance = random.Random(3)
+    optuna.create_study(study_name="s", storage=open_storage(where(), 5.0), direction="maximize")
     with processes(3, search_in, where, 25, 0.1, results) as running:
         for _ in range(6):
             time.sleep(0.6)
@@ -107,7 +108,8 @@ def test_processes_that_are_killed_all_the_time_lose_nothing(request, where):
         assert [ended_with(process) for process in running] == [0, 0, 0]
     trials = trials_in(where)
     assert sum(map(counts, trials)) == 25
-    assert {trial.state for trial in trials} <= {COMPLETE, FAIL}
+    # One that dies before it has stepped back leaves its trial to nobody
+    assert {trial.state for trial in trials} <= {COMPLETE, FAIL, WAITING}
     retried = [trial.user_attrs[RETRY_ATTRIBUTE]["of"] for trial in trials if RETRY_ATTRIBUTE in trial.user_attrs]
     assert len(set(retried)) == len(retried)
 
@@ -131,6 +133,18 @@ def test_of_two_that_ask_at_the_same_time_the_later_one_steps_back(where, monkey
     assert study.trials[1].user_attrs[ENDED_ATTRIBUTE] == {"why": "surplus", "counts": False, "retried": False}
     target = Search()
     assert search(where, 1, target).records(target) == [record]
+
+
+def test_what_another_process_begins_as_the_last_one_ends_is_no_trial_of_the_result(where):
+    """It is about to step back: the total is there."""
+    target = Search()
+    backend = search(where, 2, target)
+    study = optuna.load_study(study_name="s", storage=open_storage(where(), 5.0))
+    other = SharedStudy(study, 3, True, 1.0, True)
+    with other.running():
+        assert other.next().number == 2
+        assert [trial.state for trial in trials_in(where)] == [COMPLETE, COMPLETE, RUNNING]
+        assert [record.number for record in backend.records(target)] == [0, 1]
 
 
 def test_a_trial_that_steps_back_leaves_no_trace_in_a_sampler(where, monkeypatch):

@@ -21,12 +21,13 @@ from optuna.storages import GrpcStorageProxy, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from st_hpo import TrialRecord
+from st_hpo.backends.optuna import opening
 from st_hpo.backends.optuna.backend import OptunaBackend
 from st_hpo.backends.optuna.journal import FindableLock, WholeLinesJournal, with_whole_lines
 from st_hpo.backends.optuna.records import counts, ended
 from st_hpo.backends.optuna.shared import SharedStudy
 from st_hpo.backends.optuna.storage import open_journal, open_storage
-from st_hpo.errors import BackendUnavailableError
+from st_hpo.errors import BackendUnavailableError, ConfigurationError
 
 from postgres import PASSWORD, QUOTED_PASSWORD, free_port, running_postgres
 from shared_setup import (
@@ -206,3 +207,47 @@ def test_a_journal_that_ends_well_stays_as_it_is(tmp_path):
     content = path.read_bytes()
     open_journal(str(path), 1.0)
     assert path.read_bytes() == content and [item.name for item in tmp_path.iterdir()] == ["study.journal"]
+
+
+def test_a_database_whose_tables_others_make_is_opened_as_soon_as_they_are_there(monkeypatch, tmp_path):
+    """MariaDB's transactions do not hold tables: whoever comes meanwhile fails at one after the other."""
+    said = [
+        "(1050, \"Table 'trials' already exists\")",
+        "(1213, 'Deadlock found when trying to get lock; try restarting transaction')",
+        "(1412, 'Table definition has changed, please retry transaction')",
+        *["(1062, \"Duplicate entry '1' for key 'PRIMARY'\")"] * 10,
+    ]
+    real = RDBStorage.__init__
+
+    def busy(self: Any, *args: Any, **kwargs: Any) -> None:
+        if said:
+            try:
+                raise OSError(said.pop(0))
+            except OSError as exc:
+                raise optuna.exceptions.StorageInternalError("An exception is raised during the commit.") from exc
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(RDBStorage, "__init__", busy)
+    naps: list[float] = []
+    monkeypatch.setattr(opening.time, "sleep", naps.append)
+    target = Search()
+    search(lambda: f"sqlite:///{tmp_path}/study.db", 1, target)
+    assert len(target.own) == 1 and len([nap for nap in naps if nap >= 0.05]) == 13
+
+    said[:] = ["(1146, \"Table 'trials' doesn't exist\")"]
+    with pytest.raises(ConfigurationError, match=r"cannot be opened: OSError: .*doesn.t exist"):
+        search(lambda: f"sqlite:///{tmp_path}/study.db", 2)
+
+
+def test_a_database_that_stays_busy_is_given_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(opening, "_OPENING_SECONDS", 0.2)
+    looks: list[int] = []
+
+    def always(*args: Any, **kwargs: Any) -> None:
+        looks.append(1)
+        raise OSError("(1050, \"Table 'trials' already exists\")")
+
+    monkeypatch.setattr(RDBStorage, "__init__", always)
+    with pytest.raises(ConfigurationError, match="already exists"):
+        search(lambda: f"sqlite:///{tmp_path}/study.db", 1)
+    assert len(looks) > 1

@@ -100,7 +100,7 @@ def test_a_server_that_goes_away_leaves_the_finished_trials(service, monkeypatch
     started = time.monotonic()
     with pytest.raises(BackendUnavailableError, match="does not answer"):
         search(RATES, n_trials=5, trainer=trainer)
-    assert time.monotonic() - started < 100
+    assert time.monotonic() - started < 400
     result = trainer.last_search
     assert [trial.state for trial in result.trials] == ["completed"] * 3
     assert [run.exit_code for run in service.runs_of()] == [0, 0, None]

@@ -49,7 +49,7 @@ def finish(process: subprocess.Popen[str], seconds: float) -> str:
 def ranks(case: str, folder: Path, env: dict[str, str] | None = None) -> list[dict[str, Any]]:
     """Runs a case on two ranks, with a hard timeout, and requires the return code 0."""
     process = launch("rank_script.py", case, str(folder), cwd=folder, env=env)
-    output = finish(process, 240)
+    output = finish(process, 480)
     assert process.returncode == 0, output[-4000:]
     return left(folder)
 
@@ -117,7 +117,7 @@ def order_by_hand(folder: Path, found: dict[str, Any], **order: Any) -> None:
 
 def train_by_hand(folders: list[Path]) -> None:
     process = launch("hand_script.py", *map(str, folders), cwd=folders[0])
-    output = finish(process, 240 + 20 * len(folders))
+    output = finish(process, 480 + 40 * len(folders))
     assert process.returncode == 0, output[-4000:]
 
 
@@ -148,7 +148,7 @@ def run_together(cases: dict[str, dict[str, Any] | None], folders: dict[str, Pat
     """
     pairs = [(case, str(folders[case])) for case in cases]
     process = launch("rank_script.py", *itertools.chain(*pairs), cwd=next(iter(folders.values())))
-    output = finish(process, 240 + 30 * len(cases))
+    output = finish(process, 480 + 40 * len(cases))
     assert process.returncode == 0, output[-4000:]
     by_hand = [case for case, order in cases.items() if order is not None and "result" in left(folders[case])[0]]
     for case in by_hand:

@@ -227,7 +227,7 @@ def run(case: str) -> tuple[Any, Any]:
     if case == "timeout":
         trainer = trainer_of(max_steps=40, callbacks=[OnRank(-1, "run-1", lambda: time.sleep(2.0))])
         space = lambda trial: {"max_steps": 2 if trial.number == 0 else 40, "loss.scale": 20.0}  # noqa: E731
-        return search(trainer, hp_space=space, timeout=15, n_trials=20), None
+        return search(trainer, hp_space=space, timeout=30, n_trials=20), None
     if case == "several objectives":
         trainer = trainer_of()
         objectives = {"compute_objective": [METRIC, "eval_probe_size"], "direction": ["maximize", "minimize"]}
@@ -317,7 +317,9 @@ def run_and_note(case: str, folder: Path) -> int:
 def main() -> None:
     first, folder = cases()[0]
     if first in ENDED:
-        (folder / f"here{RANK}").touch()  # the short timeout is not for the imports
+        if RANK == 0:  # the short timeout is not for the imports, nor for the tables
+            optuna.storages.RDBStorage(f"sqlite:///{folder}/study.db")
+        (folder / f"here{RANK}").touch()
         while len(list(folder.glob("here*"))) < 2:
             time.sleep(0.05)
         # On CPU, transformers does not hand `ddp_timeout` on to the process group

@@ -20,7 +20,7 @@ from st_hpo.testing import METRIC, make_trainer, scaled_loss
 RANK = int(os.environ["RANK"])
 SPACE = SearchSpace({"learning_rate": Float(1e-4, 1e-2, log=True), "loss.scale": Float(5.0, 50.0)})
 ENDED = ("dies", "leader dies", "hangs in backward", "out of memory in backward")
-SECONDS = 15
+SECONDS = 25
 
 
 @dataclass

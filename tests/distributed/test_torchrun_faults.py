@@ -97,9 +97,10 @@ def test_out_of_memory_in_a_backward_pass_ends_the_search(folder):
 
 def test_sigterm_ends_the_job_in_good_order(folder):
     process = launch("rank_script.py", "terminated", str(folder), cwd=folder)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (folder / "begun").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert (folder / "begun").exists()
     process.send_signal(signal.SIGTERM)
     output = finish(process, 120)
     assert left(folder) == [{"error": "SystemExit", "message": "143"}] * 2, output[-4000:]

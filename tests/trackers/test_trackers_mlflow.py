@@ -155,10 +155,15 @@ def test_another_worker_creates_the_experiment_meanwhile(mlflow_runs, mlflow_cli
 
 
 @pytest.mark.slow
-def test_workers_close_their_runs(mlflow_runs):
+def test_workers_close_their_runs(mlflow_client, monkeypatch, tmp_path, request):
+    """In a store that is not there yet: they make its tables and the experiment together."""
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     trainer = fast_trainer(args=fast_arguments(report_to="mlflow"))
     result = trainer.hyperparameter_search(n_trials=2, n_jobs=2, sampler=random_sampler(), baseline=False).run_summary
-    runs = {run.info.run_name: run for run in mlflow_runs()}
+    client = mlflow.MlflowClient(store)
+    found = client.search_runs([client.get_experiment_by_name(request.node.name).experiment_id])
+    runs = {run.info.run_name: run for run in found}
     assert {name: run.info.status for name, run in runs.items()} == {"run-0": "FINISHED", "run-1": "FINISHED"}
     for trial in result.trials:
         assert runs[f"run-{trial.number}"].data.metrics["objective"] == trial.objective

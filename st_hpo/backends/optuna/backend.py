@@ -262,6 +262,8 @@ class OptunaBackend(SearchBackend):
         disowned = set() if self._source is None else self._source.disowned
         found = []
         for trial in self._study.get_trials(deepcopy=False):
+            if self._source is not None and self._source.is_surplus(trial):
+                continue
             own = None if trial.number in disowned else trainer.record_of(trial.number)
             record = record_from(trial, trainer.hp_space) if own is None else own
             if record is not None:

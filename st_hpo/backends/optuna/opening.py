@@ -14,9 +14,18 @@ from typing import Any
 from st_hpo.backends.optuna.settings import STUDY_NAME, Settings
 from st_hpo.backends.optuna.urls import is_in_memory
 
-_OPENING_ATTEMPTS = 8
+_OPENING_SECONDS = 60.0
 # What databases say when another process makes the same tables, or the same row, at the same moment
-_CREATED_MEANWHILE = ("already exists", "duplicate key", "duplicate entry", "unique constraint", "pg_type")
+_CREATED_MEANWHILE = (
+    "already exists",
+    "duplicate key",
+    "duplicate entry",
+    "unique constraint",
+    "pg_type",
+    "try restarting transaction",
+    "table definition has changed",
+    "database is locked",
+)
 
 
 @contextlib.contextmanager
@@ -76,11 +85,12 @@ def _created_or_loaded(arguments: dict[str, Any], directions: list[str], resume:
 
 def _opened(open_it: Any) -> Any:
     """Several processes that are the first at an empty database make its tables at once, and all but one fail."""
-    for _ in range(_OPENING_ATTEMPTS):
+    deadline = time.monotonic() + _OPENING_SECONDS
+    while True:
         try:
             return open_it()
         except Exception as exc:
-            if not any(text in str(exc).lower() for text in _CREATED_MEANWHILE):
+            meanwhile = any(text in str(exc).lower() for text in _CREATED_MEANWHILE)
+            if not meanwhile or time.monotonic() > deadline:
                 raise
         time.sleep(random.SystemRandom().uniform(0.05, 0.5))
-    return open_it()

@@ -154,6 +154,10 @@ class SharedStudy:
             self._retry(trial, trial.user_attrs.get(RETRY_ATTRIBUTE, {}).get("count", 0))
         return None
 
+    def is_surplus(self, trial: FrozenTrial) -> bool:
+        """Whether another process has begun this trial while the last one of the total ended, and steps back now."""
+        return self._in_total and trial.state == TrialState.RUNNING and self._rank(trial.number) >= self._n_trials
+
     def _rank(self, number: int) -> int:
         """How many trials before this one count, or may yet."""
         trials = self.study.get_trials(deepcopy=False)

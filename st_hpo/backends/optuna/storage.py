@@ -46,9 +46,11 @@ def open_storage(storage: Any, patience: float) -> Any:
             raise BackendNotInstalledError(
                 f"The storage {where} needs a driver that is not installed. Run `pip install {package}`."
             ) from None
-        # The exceptions of drivers may quote the URL
+        # Optuna's own does not say what has happened. The exceptions of drivers may quote the URL
+        cause = exc.__cause__ if isinstance(exc, optuna.exceptions.StorageInternalError) else None
+        reason = cause or exc
         raise ConfigurationError(
-            f"The storage {where} cannot be opened: {type(exc).__name__}: {redacted(str(exc), storage)}"
+            f"The storage {where} cannot be opened: {type(reason).__name__}: {redacted(str(reason), storage)}"
         ) from None
     return steady(with_whole_lines(opened), patience)
 
