@@ -150,6 +150,8 @@ def main() -> None:
     if options.run is not None:
         print(json.dumps(measure(options)))
         return
+    if options.trials <= max(options.workers):
+        parser.error(f"--trials must be more than the {max(options.workers)} workers, but got {options.trials}")
     variants = {f"one process, {options.threads} threads": (1, options.threads), "one process, 1 thread": (1, 1)}
     variants |= {f"{count} workers": (count, options.threads) for count in options.workers if count > 1}
     variants[f"upstream, one process, {options.threads} threads"] = (0, options.threads)
