@@ -5,7 +5,7 @@ configurations that ``rungs.py record`` has trained, so that the same race, with
 upstream's 20 trials set the target (its best less a tolerance), and a search that pauses at a rung runs until a
 completed trial holds it, or until upstream's time is over. What holds here is a reason to measure, not a measurement::
 
-    python benchmarks/surrogate.py benchmarks/data/curves-triplets.json    # 20 minutes
+    python benchmarks/surrogate.py benchmarks/data/curves-triplets.json    # some minutes
 """
 
 from __future__ import annotations
