@@ -4,7 +4,7 @@ With pausing, the score at the rung decides who goes on. Here a prediction of th
 over the hyperparameters and the score at the rung, which learns from the trials that are completed, as in freeze-thaw
 Bayesian optimization (Swersky et al. 2014). Beside it, how well each predicts the order of the final scores at all::
 
-    python benchmarks/learning_curves.py benchmarks/data/curves-triplets.json    # a minute
+    python benchmarks/learning_curves.py benchmarks/data/curves-triplets.json    # some minutes
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def search(costs: tuple[np.ndarray, ...], inputs: np.ndarray, factor: int, by: s
             seconds up to the rung with its evaluation, and those from there to the end.
         inputs: Their hyperparameters, standardized.
         factor: One of how many goes on, the best ones first.
-        by: ``score`` or ``model``. A model promotes as many; it takes a completed trial for what it has scored.
+        by: ``score`` or ``model``, which decides once ``LEAST`` trials are completed, and takes those for what they
+            have scored. What it has learnt may promote one more at once, so that it completes a few more trials.
 
     Returns:
         When each trial was completed (infinity where it was not), and when the search ended.
@@ -171,7 +172,7 @@ def main() -> None:
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("recording", metavar="FILE", type=Path, help="what `rungs.py record` wrote")
-    parser.add_argument("--orders", type=int, default=500, help="random orders of the configurations")
+    parser.add_argument("--orders", type=int, default=2000, help="random orders of the configurations")
     parser.add_argument("--trials", type=int, default=20, help="trials of a search")
     parser.add_argument("--tolerance", type=float, default=0.002, help="how near to the best is as good as the best")
     parser.add_argument("--seed", type=int, default=0, help="of the orders")

@@ -27,6 +27,7 @@ from replay import Recording, quartiles, spread
 from time_to_best import search_space
 
 PAUSED, COMPLETED = "paused and completed", "completed"
+FACTOR = 4  # st_hpo's own
 SHARED = 0.6  # how much of a trial's luck at the end it has at the rung already: a correlation
 
 Sampler = Callable[[int], optuna.samplers.BaseSampler]
@@ -55,16 +56,16 @@ class Surrogate:
     """Trainings of any hyperparameters, from the recorded ones.
 
     The expected scores at the rung and at the end are those of a Gaussian process through the recorded ones; around
-    them a trial has luck of its own, which the rung has in part. Seconds are linear in epochs and batches.
+    them a trial has luck of its own, which the rung has in part. That the same values have other luck in upstream's
+    search is so in truth as well: it shuffles otherwise. Seconds are linear in epochs and batches.
 
     Args:
         data: What ``rungs.py record`` has written.
         rung: The fraction at which trials pause.
-        share: The share of the evaluation data there.
         luck: The standard deviation of a trial's score around the expected one.
     """
 
-    def __init__(self, data: dict[str, Any], rung: float, share: float, luck: float) -> None:
+    def __init__(self, data: dict[str, Any], rung: float, luck: float) -> None:
         recording = Recording(data)
         values = [item["values"] for item in data["configurations"]]
         raw = np.array([self._columns(item) for item in values])
@@ -75,7 +76,7 @@ class Surrogate:
         centred = self._scores - self._scores.mean(axis=0)
         covariance = kernel(self._points, self._points) + NOISE * np.eye(len(self._points))
         self._weights = np.linalg.solve(covariance, centred)
-        trained, evaluated = recording.seconds(rung, share)
+        trained, evaluated = recording.seconds(rung)
         seconds = np.column_stack([trained + evaluated, recording.whole - trained, recording.whole])
         costs = np.array([self._cost_columns(item) for item in values])
         self._seconds = np.linalg.lstsq(costs, seconds, rcond=None)[0]
@@ -175,9 +176,7 @@ def race(surrogate: Surrogate, options: argparse.Namespace) -> None:
     print("| sampler | keep | a | b | reached |\n|---|---|---|---|---|")
     print(f"| upstream: TPE | all | {spread(quartiles(firsts / totals))} | 1.00 | 100% |", flush=True)
     for name, (sampler, told) in samplers().items():
-        for factor in options.factors:
-            if factor != 4 and told != PAUSED:
-                continue
+        for factor in options.factors if told == PAUSED else [FACTOR]:
             found = np.array(
                 [
                     pausing(surrogate, sampler(seed), factor, told, (seed, targets[seed], totals[seed]))
@@ -197,19 +196,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=200, help="searches of each kind")
     parser.add_argument("--trials", type=int, default=20, help="trials of upstream's searches")
     parser.add_argument("--rung", type=float, default=0.26, help="where trials pause; one that was recorded")
-    parser.add_argument("--share", type=float, default=0.5, help="of the evaluation data at the rung")
     parser.add_argument("--luck", type=float, default=0.003, help="standard deviation of a score around its mean")
     parser.add_argument("--tolerance", type=float, default=0.002, help="how near to upstream's best is as good")
     parser.add_argument("--factors", type=int, nargs="+", default=[3, 4, 5, 6, 8, 12], help="one of how many goes on")
     options = parser.parse_args()
     if not options.recording.is_file():
         parser.error(f"there is no recording {str(options.recording)!r}")
-    if options.seeds < 1 or any(factor < 2 for factor in options.factors):
-        parser.error("--seeds must be at least 1, and --factors at least 2")
+    if min(options.seeds, options.trials) < 1 or any(factor < 2 for factor in options.factors):
+        parser.error("--seeds and --trials must be at least 1, and --factors at least 2")
     data = json.loads(options.recording.read_text(encoding="utf-8"))
+    if options.rung not in data["fractions"] or options.rung >= 1:
+        parser.error(f"--rung must be below 1 and one of {data['fractions']}, but got {options.rung}")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    race(Surrogate(data, options.rung, options.share, options.luck), options)
+    race(Surrogate(data, options.rung, options.luck), options)
 
 
 if __name__ == "__main__":

@@ -237,6 +237,8 @@ def main() -> None:
     if options.run is not None:
         measure(options)
         return
+    if options.reduction_factor is not None and options.reduction_factor < 2:
+        parser.error(f"--reduction-factor must be at least 2, but got {options.reduction_factor}")
     contenders = [name for name in CONTENDERS if name == UPSTREAM or name in options.contenders]
     kept = Path(options.json) if options.json else None
     rounds = json.loads(kept.read_text())["rounds"] if kept is not None and kept.exists() else []

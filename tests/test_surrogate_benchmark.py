@@ -32,12 +32,15 @@ def kept(request):
 
 @pytest.fixture
 def trainings(kept):
-    return Surrogate(kept, 0.26, WHOLE, luck=0.0)
+    return Surrogate(kept, 0.26, luck=0.0)
 
 
 @pytest.fixture(autouse=True)
 def quiet():
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(verbosity)
 
 
 def test_predictions_are_those_of_scikit_learn():
@@ -102,7 +105,7 @@ def test_a_surrogate_trains_as_was_recorded(kept, trainings):
 
 
 def test_luck_is_shared_between_the_rung_and_the_end(kept):
-    lucky, values = Surrogate(kept, 0.26, WHOLE, luck=0.01), kept["configurations"][0]["values"]
+    lucky, values = Surrogate(kept, 0.26, luck=0.01), kept["configurations"][0]["values"]
     rng = np.random.default_rng(0)
     draws = np.array([(draw.score, draw.final) for draw in (lucky.train(values, rng) for _ in range(4000))])
     assert draws.std(axis=0) == pytest.approx([0.01, 0.01], rel=0.05)
@@ -159,11 +162,11 @@ def test_the_command_line(script):
     small = {"learning_curves.py": ["--orders", "5"], "surrogate.py": ["--seeds", "2", "--factors", "4", "6"]}
     command = [sys.executable, str(DATA.parent / script)]
     done = subprocess.run(
-        [*command, str(DATA / "curves-sts.json"), *small[script]], capture_output=True, text=True, timeout=600
+        [*command, str(DATA / "curves-sts.json"), *small[script]], capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0, done.stderr
     assert (
         "| " + {"learning_curves.py": "pause at 0.26, keep 1/4", "surrogate.py": "TPE, knows"}[script] in done.stdout
     )
-    failed = subprocess.run([*command, "nothing.json"], capture_output=True, text=True, timeout=600)
+    failed = subprocess.run([*command, "nothing.json"], capture_output=True, text=True, timeout=250)
     assert failed.returncode == 2 and "there is no recording 'nothing.json'" in failed.stderr

@@ -93,19 +93,24 @@ def _started(**arguments: Any) -> Any:
 
 @contextlib.contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """No other worker of this machine is in here. The first one makes MLflow's tables, for which it has no lock."""
-    if uri.startswith(("http", "databricks")):  # that is the server's business, and may wait for it for minutes
+    """No other worker of this search on this machine is in here: MLflow makes its tables without a lock.
+
+    Where the folder for temporary files has no locks, they do without, too.
+    """
+    with contextlib.ExitStack() as stack:
+        if not uri.startswith(("http", "databricks")):  # of a server, which may be waited for for minutes
+            with contextlib.suppress(OSError, NotImplementedError):
+                user = os.getuid() if hasattr(os, "getuid") else ""
+                name = hashlib.sha256(f"{user} {os.getcwd()} {uri}".encode()).hexdigest()[:16]
+                path = Path(tempfile.gettempdir(), f"st_hpo-mlflow-{name}.lock")
+                stack.enter_context(FileLock(path))
+                stack.callback(_removed, path)
         yield
-        return
-    user = os.getuid() if hasattr(os, "getuid") else ""
-    name = hashlib.sha256(f"{user} {os.getcwd()} {uri}".encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir(), f"st_hpo-mlflow-{name}.lock")
-    with FileLock(path):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # elsewhere than on Linux and macOS, where it is open
-                path.unlink(missing_ok=True)
+
+
+def _removed(path: Path) -> None:
+    with contextlib.suppress(OSError):  # elsewhere than on Linux and macOS, where it is open
+        path.unlink(missing_ok=True)
 
 
 def _allowed(name: str) -> str:

@@ -59,6 +59,7 @@ def test_a_budget_ends_the_search_with_what_runs(cluster, tiny_model, tmp_path):
     assert {record.error for record in result.trials} <= {None, f"stopped: {result.ended_early}"}
 
 
+@pytest.mark.timeout(1000)
 def test_a_search_goes_on_when_a_node_goes_away(cluster, tiny_model, tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()

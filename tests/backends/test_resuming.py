@@ -195,9 +195,10 @@ def test_a_machine_without_a_process_table_is_known_by_its_heartbeats(monkeypatc
     assert watch.death_of(1, worker) == f"no heartbeat of process {os.getpid()} on {worker['host']}"
 
 
+@pytest.mark.slow
 def test_a_machine_that_gives_signs_of_life_is_waited_for_and_one_that_stops_is_replaced(where, monkeypatch):
     study = optuna.create_study(study_name="s", storage=open_storage(where(), 5.0), direction="maximize")
-    other = SharedStudy(study, 3, True, 3.0, True)
+    other = SharedStudy(study, 3, True, 2.0, True)
     other._own.process.update(place="elsewhere", host="elsewhere")
     with other.running():
         trial = other.next()
@@ -205,11 +206,11 @@ def test_a_machine_that_gives_signs_of_life_is_waited_for_and_one_that_stops_is_
         done = threading.Event()
         target = Search()
         thread = threading.Thread(
-            target=lambda: (search(where, 3, target, heartbeat_interval=3.0), done.set()), daemon=True
+            target=lambda: (search(where, 3, target, heartbeat_interval=2.0), done.set()), daemon=True
         )
         thread.start()
         until(lambda: [trial.state for trial in trials_in(where)] == [RUNNING, COMPLETE, COMPLETE])
-        assert not done.wait(3.0 * (liveness.MISSED_BEATS + 1))
+        assert not done.wait(2.0 * (liveness.MISSED_BEATS + 1))
         assert [trial.state for trial in trials_in(where)] == [RUNNING, COMPLETE, COMPLETE]
     assert done.wait(PATIENCE)
     thread.join()

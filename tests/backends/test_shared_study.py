@@ -136,15 +136,17 @@ def test_of_two_that_ask_at_the_same_time_the_later_one_steps_back(where, monkey
 
 
 def test_what_another_process_begins_as_the_last_one_ends_is_no_trial_of_the_result(where):
-    """It is about to step back: the total is there."""
+    """It is about to step back: the total is there. One that really runs, in a search for more, is shown."""
     target = Search()
     backend = search(where, 2, target)
     study = optuna.load_study(study_name="s", storage=open_storage(where(), 5.0))
     other = SharedStudy(study, 3, True, 1.0, True)
     with other.running():
-        assert other.next().number == 2
+        trial = other.next()
         assert [trial.state for trial in trials_in(where)] == [COMPLETE, COMPLETE, RUNNING]
         assert [record.number for record in backend.records(target)] == [0, 1]
+        SPACE.suggest(trial)
+        assert [(record.number, record.state) for record in backend.records(target)][2:] == [(2, "running")]
 
 
 def test_a_trial_that_steps_back_leaves_no_trace_in_a_sampler(where, monkeypatch):

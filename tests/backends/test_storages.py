@@ -240,7 +240,7 @@ def test_a_database_whose_tables_others_make_is_opened_as_soon_as_they_are_there
 
 
 def test_a_database_that_stays_busy_is_given_up(monkeypatch, tmp_path):
-    monkeypatch.setattr(opening, "_OPENING_SECONDS", 0.2)
+    monkeypatch.setattr(opening, "_OPENING_SECONDS", 2.0)
     looks: list[int] = []
 
     def always(*args: Any, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from launching import alike, by_hand, finish, launch, left, objectives, ranks, s
 from wandb_server import running_server
 
 case = pytest.mark.case
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # the first test runs the cases of all
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2000)]  # the first test runs the cases of all
 pytest_plugins = ["rank_fixtures"]
 
 

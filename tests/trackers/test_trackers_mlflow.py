@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import random
+import tempfile
+import threading
 
 import mlflow
 import pytest
 from transformers import TrainerCallback
+
+from st_hpo.trackers.mlflow import _alone
 
 from fast_trainer import METRIC, fast_arguments, fast_trainer, random_sampler
 from scenarios import pairs
@@ -152,6 +156,38 @@ def test_another_worker_creates_the_experiment_meanwhile(mlflow_runs, mlflow_cli
     trainer.hyperparameter_search(n_trials=1, sampler=random_sampler(), baseline=False)
     assert len(lost) == 2
     assert [(run.info.run_name, run.info.status) for run in mlflow_runs()] == [("run-0", "FINISHED")]
+
+
+def entered(uri):
+    """Returns an event that a thread sets when it is alone with a store."""
+    event = threading.Event()
+
+    def enter():
+        with _alone(uri):
+            event.set()
+
+    threading.Thread(target=enter, daemon=True).start()
+    return event
+
+
+def test_one_worker_at_a_time_opens_a_store(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with _alone("sqlite:///mlflow.db"):
+        second = entered("sqlite:///mlflow.db")
+        assert entered("sqlite:///other.db").wait(60) and entered("http://localhost:5000").wait(60)
+        assert not second.wait(0.5)
+    assert second.wait(60)
+
+
+def test_where_there_are_no_locks_runs_are_opened_all_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "is not there"))
+    monkeypatch.setattr("filelock.BaseFileLock.acquire", refuse)
+    with _alone("sqlite:///mlflow.db"), _alone("sqlite:///mlflow.db"):
+        pass
+
+
+def refuse(*args, **kwargs):
+    raise OSError("no locks")
 
 
 @pytest.mark.slow

@@ -155,8 +155,9 @@ class SharedStudy:
         return None
 
     def is_surplus(self, trial: FrozenTrial) -> bool:
-        """Whether another process has begun this trial while the last one of the total ended, and steps back now."""
-        return self._in_total and trial.state == TrialState.RUNNING and self._rank(trial.number) >= self._n_trials
+        """Whether a process of ours has made this trial as the last one of the total ended, and now steps back."""
+        made = trial.state == TrialState.RUNNING and WORKER_ATTRIBUTE in trial.user_attrs and not trial.params
+        return self._in_total and made and self._rank(trial.number) >= self._n_trials
 
     def _rank(self, number: int) -> int:
         """How many trials before this one count, or may yet."""
