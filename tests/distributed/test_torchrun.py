@@ -93,7 +93,7 @@ def test_rungs_are_reached_by_all_ranks_at_once_and_disturb_none(ran):
 def test_a_timeout_ends_all_ranks_between_the_same_steps(ran):
     found = alike(ran.ranks)
     assert states(found) == ["completed", "failed"]
-    assert trials(found)[1]["error"] == "stopped: timeout of 15 s"
+    assert trials(found)[1]["error"] == "stopped: timeout of 30 s"
 
 
 @case("enough")
