@@ -51,3 +51,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     """Whatever a test writes without saying where lands in its temporary folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def quiet_optuna():
+    """Leaves only errors of Optuna's own log."""
+    import optuna
+
+    previous = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(previous)

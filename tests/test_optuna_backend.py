@@ -33,16 +33,9 @@ from st_hpo.backends.optuna.backend import OptunaBackend
 from st_hpo.backends.optuna.records import RECORD_ATTRIBUTE
 from st_hpo.backends.optuna.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
 SPACE = SearchSpace({"learning_rate": Float(1e-6, 1e-2, log=True), "seed": Int(0, 9)})
 COMPLETE, FAIL, PRUNED = (optuna.trial.TrialState[name] for name in ("COMPLETE", "FAIL", "PRUNED"))
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    previous = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(previous)
 
 
 class FakeSearch:

@@ -22,6 +22,7 @@ from sklearn.gaussian_process.kernels import RBF
 from surrogate import COMPLETED, PAUSED, Surrogate, pausing, upstreams
 from time_to_best import search_space
 
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
 DATA = Path(__file__).parent.parent / "benchmarks" / "data"
 
 
@@ -33,14 +34,6 @@ def kept(request):
 @pytest.fixture
 def trainings(kept):
     return Surrogate(kept, 0.26, luck=0.0)
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(verbosity)
 
 
 def test_predictions_are_those_of_scikit_learn():

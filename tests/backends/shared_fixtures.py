@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import optuna
 import pytest
 
 from mariadb import MariaDBServer, running_mariadb
@@ -31,12 +30,3 @@ def mariadb() -> Iterator[MariaDBServer]:
 def where(request, tmp_path) -> Callable[[], Any]:
     """Returns what opens the storage, for each process anew."""
     return storage_of(request, request.param, tmp_path)
-
-
-@pytest.fixture
-def quiet_optuna():
-    """Leaves only errors of Optuna's own log."""
-    previous = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(previous)
